@@ -1,0 +1,104 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the cloud asks of the machines behind it.
+
+The cloud decides (states, permissions, order); a hypervisor does. Every call blocks until the work is
+done and is made from a worker thread of the cloud; calls for one instance never overlap. Failures are
+raised as HypervisorError: the instance's operation then ends as FAILED with that text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+
+class HypervisorError(Exception):
+    """The machine could not do what it was asked; the text is shown as LatestOperationErrorMsg."""
+
+
+@dataclass(frozen=True)
+class DiskSpec:
+    """One cloud disk. serial is what the guest reads (/dev/disk/by-id/virtio-<serial>)."""
+
+    disk_id: str
+    serial: str
+    size_gb: int
+    usage: Literal["SYSTEM_DISK", "DATA_DISK"]
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """A machine to build: its disks exist already (create_disk was called), system disk first."""
+
+    instance_id: str
+    name: str
+    host_name: str
+    zone: str
+    private_addresses: tuple[str, ...]
+    public_addresses: tuple[str, ...]
+    cpu: int
+    memory_gb: int
+    image_id: str
+    disks: tuple[DiskSpec, ...]
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class IngressRule:
+    """One rule for packets to an instance. Rules are tried in order, the first match wins, no match drops.
+
+    protocol: "all", "tcp", "udp", "icmp", "icmpv6" or "gre".
+    ports: inclusive ranges, e.g. ((80, 80), (443, 443)); empty for every port. Only tcp and udp have ports.
+    source: an IPv4 or IPv6 network, e.g. "0.0.0.0/0".
+    """
+
+    protocol: str
+    ports: tuple[tuple[int, int], ...]
+    source: str
+    action: Literal["ACCEPT", "DROP"]
+
+
+class Hypervisor(Protocol):
+    """The machines of one lab, by instance id and disk id."""
+
+    def create_disk(self, disk_id: str, size_gb: int) -> None:
+        """Make an empty disk of size_gb GiB. A disk of that id and size that exists already is left as it is."""
+
+    def delete_disk(self, disk_id: str) -> None:
+        """Forget a detached disk and its data."""
+
+    def create(self, spec: InstanceSpec) -> None:
+        """Build a machine with its disks attached and its network in place, powered off."""
+
+    def start(self, instance_id: str) -> None:
+        """Power a stopped machine on: it boots what is on its own system disk."""
+
+    def stop(self, instance_id: str, hard: bool) -> None:
+        """Power a machine off, in rescue or not. hard cuts the power; otherwise the guest shuts down."""
+
+    def reboot(self, instance_id: str) -> None:
+        """Restart a machine that runs from its own disk."""
+
+    def rescue(self, instance_id: str, username: str, password: str) -> None:
+        """Boot a stopped machine into the rescue system, open to username with password over SSH."""
+
+    def destroy(self, instance_id: str) -> None:
+        """Power off and remove the machine; its disks stay until delete_disk."""
+
+    def attach_disk(self, instance_id: str, disk_id: str, serial: str, size_gb: int) -> None:
+        """Add an existing data disk to a machine, running or stopped."""
+
+    def detach_disk(self, instance_id: str, disk_id: str) -> None:
+        """Take a data disk out of a machine, running or stopped."""
+
+    def set_bandwidth(self, instance_id: str, mbps_out: int) -> None:
+        """Limit what the machine sends to the public network, in Mbit/s; 0 means no public network."""
+
+    def set_policies(self, instance_id: str, ingress: Sequence[IngressRule]) -> None:
+        """Replace the packet rules in front of the machine."""
+
+    def is_running(self, instance_id: str) -> bool:
+        """Whether the machine is powered on, in rescue or not."""
