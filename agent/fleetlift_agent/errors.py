@@ -1,8 +1,7 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-
-"""The one error that a user may see, with what to do next beside it."""
+"""The one exception of the agent: an error that names its cause and the next step."""
 
 from __future__ import annotations
 
@@ -11,10 +10,10 @@ from typing import Any
 
 
 class AgentError(Exception):
-    """Something a user can cause or cure.
+    """A failure as a record: stable code, cause, action and evidence.
 
-    ``code`` is stable and in UPPER_SNAKE; ``cause`` and ``action`` are whole sentences; ``evidence`` maps what was
-    looked at to what was seen there, never a secret.
+    code is UPPER_SNAKE and never changes its meaning. cause says what happened,
+    action what the operator does next, evidence is JSON-serialisable detail.
     """
 
     def __init__(
@@ -24,19 +23,19 @@ class AgentError(Exception):
         action: str,
         evidence: Mapping[str, Any] | None = None,
         *,
-        subject: str = "",
+        subject: str = "agent",
         severity: str = "blocker",
     ) -> None:
-        super().__init__(f"{code}: {cause} {action}")
+        super().__init__(f"{code}: {cause}. {action}")
         self.code = code
-        self.severity = severity
-        self.subject = subject
         self.cause = cause
         self.action = action
-        self.evidence = dict(evidence or {})
+        self.evidence: dict[str, Any] = dict(evidence or {})
+        self.subject = subject
+        self.severity = severity
 
     def record(self) -> dict[str, Any]:
-        """The JSON form that state files and control replies carry."""
+        """The error as the record every part of the project exchanges."""
         return {
             "code": self.code,
             "severity": self.severity,
@@ -45,3 +44,16 @@ class AgentError(Exception):
             "action": self.action,
             "evidence": self.evidence,
         }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> AgentError:
+        """The error that a record (from the peer or a daemon) describes; unknown shapes are kept as evidence."""
+        evidence = record.get("evidence")
+        return cls(
+            str(record.get("code", "UNKNOWN_ERROR"))[:64],
+            str(record.get("cause", "no cause was given"))[:2000],
+            str(record.get("action", "See the agent's log"))[:2000],
+            evidence if isinstance(evidence, dict) else {},
+            subject=str(record.get("subject", "agent"))[:256],
+            severity=str(record.get("severity", "blocker"))[:16],
+        )
