@@ -1,0 +1,77 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+# The collection has to lie at ansible_collections/fleetlift/cvm to be found; this tree is linked there.
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/$(VENV)/collections
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+LAB := $(PYTHON) -m lab
+PLAYBOOK := $(LAB) run -- ansible-playbook -i inventories/lab -f 10
+
+.PHONY: help
+help: ## Show this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+.PHONY: setup
+setup: $(VENV)/.packages $(VENV)/.ready ## Install what the lab and the tests need (Debian packages, a virtual environment)
+
+$(VENV)/.packages: lab/packages.txt
+	@mkdir -p $(VENV)
+	@missing=$$(for p in $$(grep -v '^#' $<); do \
+	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "Installing" $$missing && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	@touch $@
+
+$(VENV)/.ready: requirements.txt requirements-dev.txt | $(VENV)/.packages
+	@test -x $(PYTHON) || /usr/bin/python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@mkdir -p $(VENV)/collections/ansible_collections/fleetlift
+	@ln -sfn $(CURDIR) $(VENV)/collections/ansible_collections/fleetlift/cvm
+	@touch $@
+
+.PHONY: demo
+demo: setup ## Migrate three running servers in parallel, on this machine
+	$(LAB) up lab/demo.yml
+	$(PLAYBOOK) fleetlift.cvm.migrate
+	$(LAB) verify
+	@echo; echo "The three servers now run on their targets. Look around: '$(LAB) status', '$(LAB) ssh ins-webtgt01'."
+	@echo "Remove the lab again with 'make clean'."
+
+.PHONY: clean
+clean: setup ## Tear the lab down completely
+	$(LAB) down
+
+.PHONY: test
+test: setup lint unit sanity artifact molecule ## Run all tests
+
+.PHONY: lint
+lint: setup
+	ruff check . && ruff format --check .
+	mypy agent lab plugins/module_utils
+	yamllint .
+	ansible-lint --offline --profile production
+	antsibull-docs lint-collection-docs --plugin-docs .
+	antsibull-changelog lint
+
+.PHONY: unit
+unit: setup ## Run the unit and property tests
+	$(PYTHON) -m pytest -q
+
+.PHONY: sanity
+sanity: setup
+	tests/sanity.sh
+
+.PHONY: artifact
+artifact: setup ## Build the Galaxy artifact, look into it and install it offline
+	tests/artifact.sh
+
+.PHONY: molecule
+molecule: setup ## Run whole migrations, with faults
+	tests/molecule.sh

@@ -1,0 +1,104 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Controller half of fleetlift.cvm.cutover: order it, watch it, and release the source."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ..module_utils.progress import progress_line
+from ..plugin_utils.agent_action import AgentAction
+from ..plugin_utils.remote_agent import AgentRefusal, AnsibleConnectionFailure, RemoteAgent, RemoteError
+
+RELEASE = {"frozen_off": "power_off", "running": "thaw"}
+# A server that got the order to power off is gone within a second or two; a slow one gets this long.
+POWER_OFF_SECONDS = 60
+
+
+class ActionModule(AgentAction):
+    MODULE = "cutover"
+
+    def act(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        agent = self.agent(arguments)
+        before = self.patiently(agent.status, arguments["connection_grace"], "asking for the state")
+        phase = (before.get("cutover") or {}).get("phase")
+        if before["phase"] not in ("in_sync", "cutover"):
+            raise RemoteError(
+                "NOT_IN_SYNC",
+                f"the source is in phase '{before['phase']}', and only one that is in sync can be cut over.",
+                "run the transfer role first.",
+                subject=self.host,
+            )
+        if self.check_mode:
+            return {"changed": phase != "released"}
+        quiesced_at = time.time()
+        if phase in (None, "aborted"):
+            orders = {key: arguments[key] for key in ("services", "service_timeout", "freeze_timeout", "hold_timeout")}
+            # The agent ignores an order that it carries out already, so asking twice after a lost connection is safe.
+            self.patiently(
+                lambda: agent.control("cutover", orders), arguments["connection_grace"], "ordering the cutover"
+            )
+        state = self.watch(agent, arguments)
+        final = self.release(agent, state, arguments)
+        return {
+            "changed": True,
+            "cutover": final["cutover"],
+            "passes": final.get("passes"),
+            "totals": final.get("totals"),
+            "quiesced_at": quiesced_at,
+            "source": "off" if arguments["source_after"] == "frozen_off" else "running",
+        }
+
+    def watch(self, agent: RemoteAgent, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Wait until the copy is verified and the source is held. Raises RemoteError when the agent gave up."""
+        last_line = ""
+        while True:
+            state = dict(self.patiently(agent.status, arguments["connection_grace"], "watching the cutover"))
+            line = progress_line(state)
+            if line != last_line:
+                self.tell(line)
+                last_line = line
+            cutover = state.get("cutover") or {}
+            if cutover.get("phase") in ("prepared", "committed", "released"):
+                return state
+            if cutover.get("phase") == "aborted" or state["phase"] == "failed":
+                raise AgentRefusal(cutover.get("error") or state.get("error") or {})
+            time.sleep(arguments["poll_interval"])
+
+    def release(self, agent: RemoteAgent, state: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+        """Let the source go as asked. Returns the last state that was seen."""
+        action = RELEASE[arguments["source_after"]]
+        if state["cutover"]["phase"] != "released":
+            try:
+                agent.control("release", {"action": action})
+            except AnsibleConnectionFailure:
+                # A source that powers off may take the connection with it before the answer is out.
+                if action == "thaw":
+                    raise
+        if action == "thaw":
+            return dict(self.patiently(agent.status, arguments["connection_grace"], "asking for the state"))
+        self.wait_until_off(agent)
+        return state
+
+    def wait_until_off(self, agent: RemoteAgent) -> None:
+        """Raise RemoteError when the source still answers: two servers with one identity must never run together."""
+        deadline = time.monotonic() + POWER_OFF_SECONDS
+        while time.monotonic() < deadline:
+            self._connection.close()
+            try:
+                answer = agent.shell.run("echo here")
+            except AnsibleConnectionFailure:
+                self.tell("source powered off")
+                return
+            if answer.rc != 0:
+                continue
+            time.sleep(0.5)
+        raise RemoteError(
+            "SOURCE_STILL_RUNNING",
+            f"the source still answers {POWER_OFF_SECONDS} s after the order to power off.",
+            "power it off by hand, then run the play again: the target is complete and verified.",
+            subject=self.host,
+        )

@@ -1,0 +1,38 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Controller half of fleetlift.cvm.report: the journals are here, so nothing is run anywhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ..module_utils.summary import row, table
+from ..modules.report import DOCUMENTATION
+from ..plugin_utils.agent_action import argument_spec
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_diff = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        del tmp
+        _validated, arguments = self.validate_argument_spec(argument_spec(DOCUMENTATION))
+        directory = Path(os.path.expanduser(arguments["path"]))
+        rows = []
+        for source in arguments["sources"]:
+            path = directory / f"{source}.json"
+            rows.append(row(source, json.loads(path.read_text()) if path.is_file() else None))
+        Display().display("\n" + "\n".join(table(rows)) + "\n")
+        return {**result, "changed": False, "sources": [dataclasses.asdict(each) for each in rows]}

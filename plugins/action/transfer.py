@@ -1,0 +1,106 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Controller half of fleetlift.cvm.transfer: start or re-attach, watch, tune, stop."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ..module_utils.progress import duration, progress_line
+from ..plugin_utils.agent_action import AgentAction
+from ..plugin_utils.remote_agent import AgentRefusal, RemoteAgent, RemoteError
+
+RUNNING = ("initial_sync", "delta_sync", "in_sync", "cutover")
+REPORTED = ("phase", "totals", "passes", "features", "disks", "stalled", "bandwidth_limit")
+
+
+def report(state: dict[str, Any]) -> dict[str, Any]:
+    """What of the agent's state belongs into the task's result."""
+    return {key: state.get(key) for key in REPORTED}
+
+
+def limit_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The agent's spelling of ``bandwidth_limit``: null is no limit, absent is 'as it is'."""
+    wanted = arguments["bandwidth_limit"]
+    return {} if wanted is None else {"bandwidth_limit": wanted or None}
+
+
+class ActionModule(AgentAction):
+    MODULE = "transfer"
+
+    def act(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        agent = self.agent(arguments)
+        grace = arguments["connection_grace"]
+        before = self.patiently(agent.status, grace, "asking for the state")
+        if arguments["state"] == "stopped":
+            return self.stop(agent, before)
+        limit = limit_of(arguments)
+        retune = bool(limit) and before.get("bandwidth_limit") != limit["bandwidth_limit"]
+        running = before["phase"] in RUNNING
+        if self.check_mode:
+            return {"changed": retune or not running}
+        if not running:
+            orders = {**limit, "max_passes": arguments["max_passes"], "max_downtime": arguments["max_downtime"]}
+            self.patiently(lambda: agent.control("replicate", orders), grace, "starting the replication")
+        elif retune:
+            self.patiently(lambda: agent.control("set", limit), grace, "changing the bandwidth limit")
+        if arguments["state"] == "started":
+            state = self.patiently(agent.status, grace, "asking for the state")
+        else:
+            if running:
+                self.tell(f"re-attached to the running transfer: {progress_line(before)}")
+            state = self.watch(agent, arguments)
+        return {"changed": retune or not running, "reattached": running, "transfer": report(state)}
+
+    def stop(self, agent: RemoteAgent, before: dict[str, Any]) -> dict[str, Any]:
+        changed = before["phase"] in RUNNING
+        if changed and not self.check_mode:
+            agent.control("stop", timeout=60)
+        return {"changed": changed, "transfer": report(before if self.check_mode else agent.status())}
+
+    def watch(self, agent: RemoteAgent, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Show progress until in sync. Raises RemoteError on failure, stall or timeout; the agent works on."""
+        started = time.monotonic()
+        last_line = ""
+        while True:
+            state = self.patiently(agent.status, arguments["connection_grace"], "watching the transfer")
+            line = progress_line(state)
+            if line != last_line:
+                self.tell(line)
+                last_line = line
+            if state["phase"] in ("in_sync", "cutover"):
+                return dict(state)
+            self.check(state, time.monotonic() - started, arguments)
+            time.sleep(arguments["poll_interval"])
+
+    def check(self, state: dict[str, Any], waited: float, arguments: dict[str, Any]) -> None:
+        """Raise RemoteError when waiting on makes no sense."""
+        if state["phase"] == "failed":
+            raise AgentRefusal(state.get("error") or {})
+        if state["phase"] in ("stopped", "idle"):
+            raise RemoteError(
+                "TRANSFER_STOPPED",
+                "the replication was stopped by somebody else.",
+                "run the play again to continue; nothing that reached the target is sent again.",
+                subject=self.host,
+            )
+        stalled = state.get("stalled")
+        if stalled and state.get("updated", 0) - stalled["since"] > arguments["stall_timeout"]:
+            raise RemoteError(
+                "TRANSFER_STALLED",
+                f"nothing reached the target for {duration(arguments['stall_timeout'])}: {stalled['reason']}.",
+                "check that the landing is up and that its security groups and the path from the source let the port "
+                "through, then run the play again: the transfer continues where it was.",
+                subject=self.host,
+            )
+        if arguments["wait_timeout"] and waited > arguments["wait_timeout"]:
+            raise RemoteError(
+                "TRANSFER_TIMEOUT",
+                f"not in sync after {duration(waited)}; the agent works on.",
+                "run the play again to re-attach, or raise fleetlift_transfer_timeout.",
+                subject=self.host,
+                evidence=progress_line(state),
+            )

@@ -1,0 +1,69 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Numbers as people read them, and the one line that tells how far a transfer is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+PHASES = {
+    "idle": "idle",
+    "initial_sync": "initial sync",
+    "delta_sync": "delta sync",
+    "in_sync": "in sync",
+    "stopped": "stopped",
+    "failed": "failed",
+    "cutover": "cutover",
+    "stopping_services": "stopping services",
+    "freezing": "freezing filesystems",
+    "final_pass": "final pass",
+    "verifying": "verifying the copy",
+    "prepared": "verified, source held",
+}
+
+
+def size(number: float | None) -> str:
+    """Bytes as a short text: 1536 -> ``1.5 KiB``."""
+    value = float(number or 0)
+    for unit in UNITS:
+        if value < 1024 or unit == UNITS[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable: the last unit takes everything")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as ``0:42`` or ``1:02:03``; ``-`` when unknown."""
+    if seconds is None:
+        return "-"
+    total = round(seconds)
+    hours, rest = divmod(total, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def progress_bar(share: float, width: int = 20) -> str:
+    """A bar of ``width`` characters filled to ``share`` (0..1)."""
+    filled = round(max(0.0, min(1.0, share)) * width)
+    return "█" * filled + "░" * (width - filled)
+
+
+def progress_line(state: dict[str, Any]) -> str:
+    """One line about a sender's state: phase, bar, bytes, rate and time left, or why it stands still."""
+    phase = PHASES.get(str(state.get("phase")), str(state.get("phase")))
+    if state.get("phase") == "cutover" and state.get("cutover"):
+        phase = PHASES.get(str(state["cutover"].get("phase")), str(state["cutover"].get("phase")))
+    progress = state.get("progress") or {}
+    total, done = progress.get("bytes_total") or 0, progress.get("bytes_done") or 0
+    text = f"{phase:<22}"
+    if total:
+        text += f" {progress_bar(done / total)} {100 * done / total:3.0f} %  {size(done)} of {size(total)} read"
+        text += f", {size(progress.get('bytes_sent'))} sent"
+        if done < total:
+            text += f", {size(progress.get('rate'))}/s, {duration(progress.get('eta_seconds'))} left"
+    if state.get("stalled"):
+        text += f"  STALLED: {state['stalled'].get('reason')}"
+    return text

@@ -1,0 +1,131 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cutover
+short_description: Bring the target's disks to a consistent, verified final state and hand over
+version_added: 0.1.0
+description:
+  - Stops the named services on the source, freezes its filesystems, sends what changed, and has the landing read its disks
+    back until both manifests are equal. Then powers the source off, or lets it run on.
+  - Any failure thaws the filesystems and starts the services again that were stopped. A watchdog on the source does the
+    same when the agent or the controller is gone.
+author:
+  - Fleetlift contributors (@fleetlift)
+extends_documentation_fragment:
+  - fleetlift.cvm.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  platform:
+    platforms: posix
+  action_group:
+    support: full
+options:
+  migration:
+    description: The migration's name. The inventory host name when not given.
+    type: str
+  services:
+    description: Services to stop before the filesystems are frozen, in this order.
+    type: list
+    elements: str
+    default: []
+  service_timeout:
+    description: How long one service may take to stop, in seconds.
+    type: int
+    default: 60
+  freeze_timeout:
+    description: The watchdog thaws the filesystems after this many seconds whatever happens.
+    type: int
+    default: 600
+  hold_timeout:
+    description:
+      - How long a verified source waits, frozen, for the order to power off or to run on. Then it thaws and the cutover
+        is void.
+    type: int
+    default: 120
+  source_after:
+    description:
+      - With V(frozen_off) the source is powered off while still frozen, so that nothing is written to it after the final
+        pass. Power it on again to go back.
+      - With V(running) it thaws and its services start again. Use it for rehearsals.
+    type: str
+    choices: [frozen_off, running]
+    default: frozen_off
+  connection_grace:
+    description: How long Ansible's own connection to the source may be lost while watching, in seconds.
+    type: int
+    default: 60
+  poll_interval:
+    description: Seconds between two looks at the agent.
+    type: float
+    default: 0.5
+"""
+
+EXAMPLES = r"""
+- name: Cut over, and power the source off
+  fleetlift.cvm.cutover:
+    services: [nginx, postgresql]
+
+- name: Rehearse the final pass and let the source run on
+  fleetlift.cvm.cutover:
+    services: [postgresql]
+    source_after: running
+"""
+
+RETURN = r"""
+cutover:
+  description: What the agent did; times in seconds.
+  returned: when not in check mode
+  type: dict
+  contains:
+    root_hash:
+      description: The hash over the manifests of all disks, the same on both sides.
+      type: str
+      sample: 5d41402abc4b2a76b9719d911017c592ae2f1a6c6d1f7a3ff2a5b7a1c5c1d9e0
+    verified:
+      description: Whether the landing read its disks back and found what the source had sent.
+      type: bool
+      sample: true
+    services_stopped:
+      description: The services that ran and were stopped.
+      type: list
+      elements: str
+      sample: [nginx]
+    frozen:
+      description: The mount points that were frozen.
+      type: list
+      elements: str
+      sample: [/]
+    timings:
+      description: Where the time went.
+      type: dict
+      sample: {stop_services: 0.4, freeze: 0.1, final_pass: 2.1, verify: 1.3, frozen_total: 3.6}
+passes:
+  description: All passes of this migration, the final one included.
+  returned: when not in check mode
+  type: list
+  elements: dict
+  sample: []
+totals:
+  description: Bytes read, sent, put on the wire and skipped since the sender started.
+  returned: when not in check mode
+  type: dict
+  sample: {bytes_read: 3221225472, bytes_sent: 412876800}
+quiesced_at:
+  description: When the first service was told to stop, as seconds since the epoch on the controller. Downtime begins here.
+  returned: when not in check mode
+  type: float
+  sample: 1790000000.5
+source:
+  description: What became of the source.
+  returned: when not in check mode
+  type: str
+  choices: [off, running]
+  sample: off
+"""

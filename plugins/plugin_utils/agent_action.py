@@ -1,0 +1,117 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the action plugins that drive an agent have in common: arguments, check mode, errors and patience."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from .remote_agent import AnsibleConnectionFailure, RemoteAgent, RemoteError, RemoteShell
+
+MODULES = "ansible_collections.fleetlift.cvm.plugins.modules"
+SPEC_KEYS = ("type", "required", "default", "choices", "elements")
+
+
+def argument_spec(documentation: str) -> dict[str, Any]:
+    """The argument spec that a module's DOCUMENTATION describes: one truth for the docs and the check."""
+    return options_spec(yaml.safe_load(documentation)["options"])
+
+
+def options_spec(options: dict[str, Any]) -> dict[str, Any]:
+    """Convert a documented ``options`` (or ``suboptions``) mapping to an argument spec."""
+    spec: dict[str, Any] = {}
+    for name, documented in options.items():
+        spec[name] = {key: documented[key] for key in SPEC_KEYS if key in documented}
+        if "suboptions" in documented:
+            spec[name]["options"] = options_spec(documented["suboptions"])
+    return spec
+
+
+class AgentAction(ActionBase):
+    """An action on the agent of one migration. Subclasses set ``MODULE`` and implement ``act``."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_diff = True
+    MODULE = ""
+
+    def act(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Do the work; returns the task's result. Raises RemoteError for what the user can act on."""
+        raise NotImplementedError
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        del tmp
+        self.task_vars = task_vars or {}
+        documentation = importlib.import_module(f"{MODULES}.{self.MODULE}").DOCUMENTATION
+        _validated, arguments = self.validate_argument_spec(argument_spec(documentation))
+        arguments["migration"] = arguments["migration"] or self.task_vars["inventory_hostname"]
+        self.expect_lost_connections()
+        try:
+            result.update(self.act(arguments))
+        except RemoteError as error:
+            result.update(failed=True, msg=str(error), finding=error.record)
+        return result
+
+    def expect_lost_connections(self) -> None:
+        """Make SSH notice a dead path within half a minute instead of hanging for as long as TCP cares to."""
+        if self._connection.transport.rpartition(".")[2] == "ssh":
+            extra = self._connection.get_option("ssh_extra_args") or ""
+            if "ServerAliveInterval" not in extra:
+                keepalive = "-o ServerAliveInterval=5 -o ServerAliveCountMax=6"
+                self._connection.set_option("ssh_extra_args", f"{extra} {keepalive}".strip())
+
+    @property
+    def check_mode(self) -> bool:
+        """Whether nothing may be changed."""
+        return bool(self._task.check_mode)
+
+    @property
+    def host(self) -> str:
+        """The name under which the user knows the source."""
+        return str(self.task_vars["inventory_hostname"])
+
+    def shell(self) -> RemoteShell:
+        """A shell on the task's host."""
+        return RemoteShell(self._low_level_execute_command)
+
+    def agent(self, arguments: dict[str, Any]) -> RemoteAgent:
+        """The agent of this migration on the task's host."""
+        return RemoteAgent(self.shell(), arguments["migration"], arguments.get("python"))
+
+    def tell(self, line: str) -> None:
+        """Print a line at once, while the task runs."""
+        Display().display(f"[{self.host}] {line}")
+
+    def patiently(self, ask: Callable[[], Any], grace: float, purpose: str) -> Any:
+        """Call ``ask`` until it is not cut off by a lost connection, for at most ``grace`` seconds.
+
+        The agent works on without us, so a connection lost while we look is nothing but a gap in the view.
+        """
+        lost: float | None = None
+        while True:
+            try:
+                return ask()
+            except AnsibleConnectionFailure as error:
+                now = time.monotonic()
+                if lost is None:
+                    lost = now
+                    self.tell(f"connection lost while {purpose}; the agent works on, trying again for {grace:.0f} s")
+                if now - lost > grace:
+                    raise RemoteError(
+                        "CONNECTION_LOST",
+                        f"the server could not be reached for {grace:.0f} s while {purpose}.",
+                        "restore the connection and run the play again: it re-attaches to the running agent.",
+                        evidence=str(error)[-300:],
+                    ) from error
+                self._connection.close()
+                time.sleep(2)
