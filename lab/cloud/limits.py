@@ -33,6 +33,7 @@ class RateLimiter:
                 raise ApiError(
                     "RequestLimitExceeded",
                     f"Your current request times equals to `{len(calls) + 1}` in a second, "
-                    f"which exceeds the frequency limit `{per_second}` for a second. Please reduce the frequency of calls.",
+                    f"which exceeds the frequency limit `{per_second}` for a second. "
+                    "Please reduce the frequency of calls.",
                 )
             calls.append(now)

@@ -44,7 +44,7 @@ def check_request(service: str, action: str, required: list[str], given: Any) ->
     """The parameters without nulls (the same as absent), or the documented refusal."""
     if not isinstance(given, dict):
         raise ApiError("InvalidRequest", "The body of the request is not a JSON object.")
-    parameters = _without_nulls(given)
+    parameters: JsonObject = _without_nulls(given)
     _check_object(service, f"{action}Request", parameters, "")
     for name in required:
         if name not in parameters:

@@ -1,0 +1,205 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The states of an instance: which operation is allowed in which, and the work behind each.
+
+An operation is admitted (or refused with a code that the vendor documents for that action), the instance
+passes through a transitional state while a worker thread drives the hypervisor, and settles.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from lab.cloud.documented import PRODUCTS
+from lab.cloud.errors import ApiError
+from lab.cloud.hypervisor import Hypervisor, HypervisorError
+from lab.cloud.store import Instance, Store
+
+log = logging.getLogger(__name__)
+
+SETTLED = frozenset({"RUNNING", "STOPPED", "RESCUE_MODE", "SHUTDOWN", "LAUNCH_FAILED", "SERVICE_LIVE_MIGRATE"})
+TRANSITIONAL = frozenset(
+    {
+        "PENDING",
+        "STARTING",
+        "STOPPING",
+        "REBOOTING",
+        "TERMINATING",
+        "ENTER_RESCUE_MODE",
+        "EXIT_RESCUE_MODE",
+        "ENTER_SERVICE_LIVE_MIGRATE",
+        "EXIT_SERVICE_LIVE_MIGRATE",
+    }
+)
+STATES = SETTLED | TRANSITIONAL
+
+
+@dataclass(frozen=True)
+class Operation:
+    """allowed: states it may start from. passing: the state meanwhile. from_isolated: also for isolated instances."""
+
+    allowed: frozenset[str]
+    passing: str
+    from_isolated: bool = False
+
+
+OPERATIONS = {
+    "RunInstances": Operation(frozenset(), "PENDING"),
+    "StartInstances": Operation(frozenset({"STOPPED"}), "STARTING"),
+    "StopInstances": Operation(frozenset({"RUNNING"}), "STOPPING"),
+    "RebootInstances": Operation(frozenset({"RUNNING"}), "REBOOTING"),
+    "TerminateInstances": Operation(frozenset({"RUNNING", "STOPPED", "SHUTDOWN"}), "TERMINATING", from_isolated=True),
+    "EnterRescueMode": Operation(frozenset({"RUNNING", "STOPPED"}), "ENTER_RESCUE_MODE"),
+    "ExitRescueMode": Operation(frozenset({"RESCUE_MODE"}), "EXIT_RESCUE_MODE"),
+}
+
+# The vendor documents no mapping from RestrictState to codes. InstanceStateShutdown reads "isolated instances are
+# not supported", InstanceStateFreezing "frozen instances are not supported"; the first that an action lists is used.
+_RESTRICTED = {
+    "EXPIRED": ("InstanceStateShutdown", "InstanceStateIsolating"),
+    "PROTECTIVELY_ISOLATED": ("InstanceStateFreezing", "InstanceStateShutdown"),
+}
+
+
+def check_admissible(instance: Instance, action: str) -> None:
+    """Refuse an operation that the state of the instance does not allow."""
+    operation = OPERATIONS[action]
+    if instance.restrict_state in _RESTRICTED and not operation.from_isolated:
+        names = _RESTRICTED[instance.restrict_state]
+        raise _unsupported(action, names, f"`{instance.instance_id}` is {instance.restrict_state}")
+    if instance.state not in operation.allowed:
+        raise _wrong_state(instance, action)
+    if instance.latest_operation_state == "OPERATING":
+        if instance.latest_operation == action:
+            raise ApiError("MutexOperation.TaskRunning", f"The same task runs on `{instance.instance_id}` already.")
+        raise _in_progress(instance)
+
+
+def _wrong_state(instance: Instance, action: str) -> ApiError:
+    names = [_state_code(instance.state)]
+    if instance.state.endswith("_SERVICE_LIVE_MIGRATE"):
+        names.append(_state_code("SERVICE_LIVE_MIGRATE"))
+    listed = PRODUCTS["cvm"].actions[action].errors
+    if instance.state in TRANSITIONAL and not any(f"UnsupportedOperation.{name}" in listed for name in names):
+        return _in_progress(instance)
+    return _unsupported(action, names, f"`{instance.instance_id}` in the state `{instance.state}`")
+
+
+def _in_progress(instance: Instance) -> ApiError:
+    return ApiError(
+        "OperationDenied.InstanceOperationInProgress",
+        f"`{instance.instance_id}` is busy with {instance.latest_operation or instance.state}, please try again later.",
+    )
+
+
+def _unsupported(action: str, names: Sequence[str], subject: str) -> ApiError:
+    listed = PRODUCTS["cvm"].actions[action].errors
+    codes = [f"UnsupportedOperation.{name}" for name in names]
+    code = next((code for code in codes if code in listed), "UnsupportedOperation")
+    return ApiError(code, f"{action} is not supported: {subject}.")
+
+
+def _state_code(state: str) -> str:
+    return "InstanceState" + "".join(word.capitalize() for word in state.split("_"))
+
+
+class Transitions:
+    """Runs the work of operations in worker threads, at least minimum_delay seconds each."""
+
+    def __init__(self, store: Store, hypervisor: Hypervisor, minimum_delay: float = 0.3) -> None:
+        self._store = store
+        self._hypervisor = hypervisor
+        self._minimum_delay = minimum_delay
+        self._workers = ThreadPoolExecutor(max_workers=64, thread_name_prefix="cloud-work")
+        self._closing = threading.Event()
+        self._machine_locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._locks_guard = threading.Lock()
+
+    def close(self) -> None:
+        """Wait for the work under way (without the artificial delay) and take no more."""
+        self._closing.set()
+        self._workers.shutdown(wait=True)
+
+    def begin(self, instances: Sequence[Instance], action: str, request_id: str, work: Callable[[str], str]) -> None:
+        """Start an operation on admitted instances (the caller holds the store).
+
+        work(instance_id) drives the hypervisor and returns the state to settle in ("" removes the instance).
+        """
+        for instance in instances:
+            mark_operating(instance, action, request_id)
+            instance.state = OPERATIONS[action].passing
+        for instance in instances:
+            self.submit(instance.instance_id, self._run, instance.instance_id, action, work)
+
+    def submit(self, machine: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Run function in a worker; one at a time for each machine, in no promised order."""
+        return self._workers.submit(self._serial, machine, function, arguments)
+
+    def pause(self, since: float) -> None:
+        """Wait until minimum_delay has passed since that time.monotonic()."""
+        self._closing.wait(max(0.0, since + self._minimum_delay - time.monotonic()))
+
+    def settled_power_state(self, instance_id: str, running: str) -> str:
+        """What to call an instance after a failure: running if its machine is on, else STOPPED."""
+        try:
+            return running if self._hypervisor.is_running(instance_id) else "STOPPED"
+        except HypervisorError:
+            log.exception("the power state of %s is unknown; taking it for STOPPED", instance_id)
+            return "STOPPED"
+
+    def _serial(self, machine: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        with self._locks_guard:
+            lock = self._machine_locks[machine]
+        with lock:
+            try:
+                return function(*arguments)
+            except Exception:
+                log.exception("work on %s ended unexpectedly", machine)
+                raise
+
+    def _run(self, instance_id: str, action: str, work: Callable[[str], str]) -> None:
+        started = time.monotonic()
+        failure = None
+        try:
+            state = work(instance_id)
+        except Exception as error:
+            log.exception("%s of %s failed", action, instance_id)
+            failure = str(error) or type(error).__name__
+            state = self._state_after_failure(instance_id, action)
+        self.pause(started)
+        with self._store.changing():
+            instance = self._store.instances.get(instance_id)
+            if instance is None:
+                return
+            if not state:
+                del self._store.instances[instance_id]
+                return
+            instance.state = state
+            mark_done(instance, failure)
+
+    def _state_after_failure(self, instance_id: str, action: str) -> str:
+        if action == "RunInstances":
+            return "LAUNCH_FAILED"
+        return self.settled_power_state(instance_id, "RESCUE_MODE" if action == "ExitRescueMode" else "RUNNING")
+
+
+def mark_operating(instance: Instance, action: str, request_id: str) -> None:
+    """Note that an operation runs."""
+    instance.latest_operation = action
+    instance.latest_operation_state = "OPERATING"
+    instance.latest_operation_request_id = request_id
+    instance.latest_operation_error = None
+
+
+def mark_done(instance: Instance, failure: str | None) -> None:
+    """Note how the operation ended."""
+    instance.latest_operation_state = "FAILED" if failure else "SUCCESS"
+    instance.latest_operation_error = failure

@@ -1,0 +1,253 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the cloud remembers: instances, disks, security groups, used client tokens.
+
+State lives in memory behind one lock; after each change an atomic JSON snapshot is written, so that a
+restarted lab continues where it was. Passwords are never part of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import string
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+_ID_ALPHABET = string.ascii_lowercase + string.digits
+
+
+def now_text() -> str:
+    """The current time as CVM writes it, e.g. 2026-01-31T12:00:00Z."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass
+class Disk:
+    """A cloud disk (CBS). Sizes in GiB; deadline is None for disks paid by the hour."""
+
+    disk_id: str
+    size_gb: int
+    zone: str
+    usage: str = "DATA_DISK"
+    name: str = ""
+    disk_type: str = "CLOUD_BSSD"
+    charge_type: str = "POSTPAID_BY_HOUR"
+    state: str = "UNATTACHED"
+    instance_id: str | None = None
+    last_instance_id: str | None = None
+    portable: bool = True
+    delete_with_instance: bool = False
+    deadline: str | None = None
+    created: str = field(default_factory=now_text)
+    tags: dict[str, str] = field(default_factory=dict)
+    error_prompt: str = ""
+
+
+@dataclass
+class Instance:
+    """A cloud virtual machine (CVM). Memory in GiB, bandwidth in Mbit/s; disks in the order of attachment."""
+
+    instance_id: str
+    name: str
+    zone: str
+    instance_type: str
+    image_id: str
+    system_disk_id: str
+    private_addresses: list[str]
+    data_disk_ids: list[str] = field(default_factory=list)
+    public_addresses: list[str] = field(default_factory=list)
+    security_group_ids: list[str] = field(default_factory=list)
+    bandwidth_out: int = 0
+    cpu: int = 2
+    memory_gb: int = 4
+    os_name: str = ""
+    host_name: str = ""
+    charge_type: str = "POSTPAID_BY_HOUR"
+    renew_flag: str | None = None
+    created: str = field(default_factory=now_text)
+    expired: str | None = None
+    state: str = "PENDING"
+    restrict_state: str = "NORMAL"
+    isolated_source: str = "NOTISOLATED"
+    stop_charging_mode: str = "NOT_APPLICABLE"
+    disable_api_termination: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+    uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
+    latest_operation: str | None = None
+    latest_operation_state: str | None = None
+    latest_operation_request_id: str | None = None
+    latest_operation_error: str | None = None
+
+    @property
+    def disk_ids(self) -> list[str]:
+        """Every disk, the system disk first."""
+        return [self.system_disk_id, *self.data_disk_ids]
+
+
+@dataclass
+class Policy:
+    """One security group rule as it was given; cidr, ipv6_cidr and group_id exclude each other."""
+
+    action: str
+    protocol: str = "ALL"
+    port: str = "all"
+    cidr: str = ""
+    ipv6_cidr: str = ""
+    group_id: str = ""
+    description: str = ""
+    modified: str = field(default_factory=now_text)
+
+
+@dataclass
+class SecurityGroup:
+    """A security group; policies take effect from the first to the last."""
+
+    group_id: str
+    name: str
+    description: str = ""
+    version: int = 0
+    ingress: list[Policy] = field(default_factory=list)
+    egress: list[Policy] = field(default_factory=lambda: [Policy(action="ACCEPT", cidr="0.0.0.0/0")])
+    created: str = field(default_factory=now_text)
+    updated: str = field(default_factory=now_text)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Site:
+    """The fixed part of the cloud: where it is and what can be bought there. instance_types: name -> (cpu, GiB)."""
+
+    region: str = "ap-guangzhou"
+    region_name: str = "South China (Guangzhou)"
+    zones: tuple[str, ...] = ("ap-guangzhou-3",)
+    vpc_id: str = "vpc-fleetlab"
+    subnet_id: str = "subnet-fleetlab"
+    private_network: str = "10.97.0.0/24"
+    public_network: str = "203.0.113.0/24"
+    images: dict[str, str] = field(default_factory=lambda: {"img-debian12": "Debian 12 64-bit"})
+    instance_types: dict[str, tuple[int, int]] = field(
+        default_factory=lambda: {
+            "S5.SMALL1": (1, 1),
+            "S5.SMALL2": (1, 2),
+            "S5.MEDIUM2": (2, 2),
+            "S5.MEDIUM4": (2, 4),
+            "S5.LARGE8": (4, 8),
+            "SR1.MEDIUM4": (2, 4),
+        }
+    )
+
+
+class Store:
+    """All of the cloud's state. path names the snapshot; None keeps it in memory only."""
+
+    def __init__(self, path: Path | None = None, site: Site | None = None) -> None:
+        self.site = site or Site()
+        self.instances: dict[str, Instance] = {}
+        self.disks: dict[str, Disk] = {}
+        self.groups: dict[str, SecurityGroup] = {}
+        self.client_tokens: dict[str, list[str]] = {}
+        self._path = path
+        self._lock = threading.RLock()
+        self._depth = 0
+        if path is not None and path.exists():
+            self._load(json.loads(path.read_text(encoding="utf-8")))
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold the state still."""
+        with self._lock:
+            yield
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the state to change it; the snapshot is written when the outermost change ends well."""
+        with self._lock:
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+            if self._depth == 0:
+                self._save()
+
+    def add_instance(self, instance: Instance) -> None:
+        """Define an instance whose disks and security groups are defined already; its disks become attached."""
+        with self.changing():
+            _refuse_duplicate(self.instances, instance.instance_id)
+            for disk_id in instance.disk_ids:
+                if self.disks[disk_id].instance_id is not None:
+                    raise ValueError(f"{disk_id} is attached to {self.disks[disk_id].instance_id} already")
+            for group_id in instance.security_group_ids:
+                if group_id not in self.groups:
+                    raise ValueError(f"{instance.instance_id}: security group {group_id} is not defined")
+            for disk_id in instance.disk_ids:
+                disk = self.disks[disk_id]
+                disk.usage = "SYSTEM_DISK" if disk_id == instance.system_disk_id else "DATA_DISK"
+                disk.portable = disk.usage == "DATA_DISK"
+                disk.state, disk.instance_id = "ATTACHED", instance.instance_id
+            self.instances[instance.instance_id] = instance
+
+    def add_disk(self, disk: Disk) -> None:
+        """Define a disk."""
+        with self.changing():
+            _refuse_duplicate(self.disks, disk.disk_id)
+            self.disks[disk.disk_id] = disk
+
+    def add_group(self, group: SecurityGroup) -> None:
+        """Define a security group."""
+        with self.changing():
+            _refuse_duplicate(self.groups, group.group_id)
+            self.groups[group.group_id] = group
+
+    def new_id(self, prefix: str) -> str:
+        """A fresh id such as ins-1a2b3c4d."""
+        return f"{prefix}-{''.join(secrets.choice(_ID_ALPHABET) for _ in range(8))}"
+
+    def _load(self, data: dict[str, Any]) -> None:
+        if data["schema"] != SCHEMA:
+            raise ValueError(
+                f"{self._path} has schema {data['schema']}, this lab writes {SCHEMA}: take the lab down first"
+            )
+        self.instances = {item["instance_id"]: Instance(**item) for item in data["instances"]}
+        self.disks = {item["disk_id"]: Disk(**item) for item in data["disks"]}
+        self.groups = {item["group_id"]: _group(item) for item in data["groups"]}
+        self.client_tokens = data["client_tokens"]
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        data = {
+            "schema": SCHEMA,
+            "instances": [asdict(item) for item in self.instances.values()],
+            "disks": [asdict(item) for item in self.disks.values()],
+            "groups": [asdict(item) for item in self.groups.values()],
+            "client_tokens": self.client_tokens,
+        }
+        temporary = self._path.with_name(self._path.name + ".new")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            json.dump(data, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(self._path)
+
+
+def _group(item: dict[str, Any]) -> SecurityGroup:
+    policies = {side: [Policy(**policy) for policy in item[side]] for side in ("ingress", "egress")}
+    return SecurityGroup(**{**item, **policies})
+
+
+def _refuse_duplicate(table: dict[str, Any], key: str) -> None:
+    if key in table:
+        raise ValueError(f"{key} is defined twice")
