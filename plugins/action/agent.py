@@ -114,7 +114,7 @@ class ActionModule(AgentAction):
                 evidence=pair_certificates.CRYPTOGRAPHY_ERROR,
             )
         bundle = agent_bundle.build(agent_bundle.source_directory())
-        python = agent.shell.find_python(arguments["python"])
+        python = self.interpreter(agent, arguments)
         tls = pair_files(
             Path(arguments["pki_directory"]), arguments["migration"], arguments["role"], make=not self.check_mode
         )
@@ -149,6 +149,26 @@ class ActionModule(AgentAction):
         self.check_digest(agent, bundle.sha256)
         started = RemoteAgent(agent.shell, arguments["migration"], python).call(f"start --dir {agent.directory}")
         return {**result, "pid": started["pid"]}
+
+    def interpreter(self, agent: RemoteAgent, arguments: dict[str, Any]) -> str:
+        """The interpreter for the agent: the named one, one that is there, or the one in ``runtime``."""
+        recorded = agent.recorded_python()
+        if recorded and not arguments["python"]:
+            return recorded
+        try:
+            return agent.shell.find_python(arguments["python"])
+        except RemoteError as error:
+            if not arguments["runtime"] or arguments["python"]:
+                raise
+            if self.check_mode:
+                return f"{agent.directory}/runtime/bin/python3"
+            archive = Path(arguments["runtime"])
+            if not archive.is_file():
+                raise RemoteError(
+                    "RUNTIME_UNUSABLE", f"{archive} is not a file.", "correct fleetlift_agent_runtime."
+                ) from error
+            prepare_directory(agent.shell, agent.directory)
+            return agent.shell.unpack_python(archive.read_bytes(), f"{agent.directory}/runtime")
 
     def check_digest(self, agent: RemoteAgent, sha256: str) -> None:
         """What runs must be what was sent: a full tmpfs can truncate it."""

@@ -84,8 +84,14 @@ options:
       - Required for O(state=present).
     type: path
   python:
-    description: The interpreter for the agent. The newest suitable one is found when not given.
+    description: The interpreter for the agent. A suitable one is found when not given.
     type: str
+  runtime:
+    description:
+      - A C(.tar.gz) on the controller with a relocatable Python (C(bin/python3) at its top or one directory below, as in the
+        archives of python-build-standalone), for servers and rescue systems whose own Python is too old.
+      - Unpacked into the agent's directory in RAM, and only when no suitable interpreter is found there.
+    type: path
 """
 
 EXAMPLES = r"""

@@ -124,7 +124,27 @@ class RemoteShell:
             "PYTHON_TOO_OLD",
             "no Python 3.9 or newer was found for the agent"
             + (f" at {preferred}." if preferred else "; tried " + PYTHON_CANDIDATES.replace(" ", ", ") + "."),
-            "install one beside the system's Python, or name it with fleetlift_agent_python.",
+            "install one beside the system's Python and name it with fleetlift_agent_python, or give a relocatable one "
+            "with fleetlift_agent_runtime.",
+        )
+
+    def unpack_python(self, archive: bytes, directory: str) -> str:
+        """Unpack a relocatable Python (``.tar.gz``) into ``directory``; returns its interpreter.
+
+        Raises RemoteError (RUNTIME_UNUSABLE) when it does not unpack or does not run there.
+        """
+        where = shlex.quote(directory)
+        answer = self.run(f"umask 077 && rm -rf {where} && mkdir -p {where} && tar -xzf - -C {where}", stdin=archive)
+        if answer.rc == 0:
+            for path in (f"{directory}/bin/python3", f"{directory}/*/bin/python3"):
+                found = self.run(f"ls {path} 2>/dev/null | head -n 1; true").stdout.strip()
+                if found:
+                    return self.find_python(found)
+        raise RemoteError(
+            "RUNTIME_UNUSABLE",
+            "the archive of fleetlift_agent_runtime does not hold a Python that could be unpacked here.",
+            "give a .tar.gz with bin/python3 at its top or one directory below, built for this machine's architecture.",
+            evidence=answer.stderr.strip()[-300:],
         )
 
 
@@ -140,9 +160,13 @@ class RemoteAgent:
     def python(self) -> str:
         """The interpreter that ``agent`` recorded when it deployed, or a search for one."""
         if self._python is None:
-            recorded = self.shell.run(f"cat {self.directory}/python 2>/dev/null; true").stdout.strip()
-            self._python = recorded or self.shell.find_python(None)
+            self._python = self.recorded_python() or self.shell.find_python(None)
         return self._python
+
+    def recorded_python(self) -> str | None:
+        """The interpreter that an earlier deployment chose, if it is still there."""
+        note = f"{self.directory}/python"
+        return self.shell.run(f'p=$(cat {note} 2>/dev/null) && test -x "$p" && echo "$p"; true').stdout.strip() or None
 
     def call(self, words: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the agent's command line; the reply is its JSON.

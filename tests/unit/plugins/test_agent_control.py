@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import datetime
+import io
 import os
 import stat
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,23 @@ def test_no_suitable_python_is_said_clearly(tmp_path: Path) -> None:
     with pytest.raises(remote_agent.RemoteError, match="PYTHON_TOO_OLD") as caught:
         local_shell().find_python(str(old))
     assert "fleetlift_agent_python" in caught.value.record["action"]
+
+
+@pytest.mark.parametrize("top", ["", "python/"])
+def test_a_relocatable_python_is_unpacked_and_tried(tmp_path: Path, top: str) -> None:
+    interpreter = tmp_path / "python3"
+    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.add(interpreter, f"{top}bin/python3")
+    found = local_shell().unpack_python(buffer.getvalue(), str(tmp_path / "runtime"))
+    assert found == str(tmp_path / "runtime" / top / "bin" / "python3")
+
+
+def test_an_archive_without_a_python_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(remote_agent.RemoteError, match="RUNTIME_UNUSABLE"):
+        local_shell().unpack_python(b"this is no archive", str(tmp_path / "runtime"))
 
 
 def test_a_missing_agent_and_a_broken_one_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
