@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import string
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -299,20 +300,22 @@ def _isolate(cloud: Cloud, instance_id: str) -> str:
     return "SHUTDOWN"
 
 
-def _destroy(cloud: Cloud, instance_id: str) -> str:
+def _destroy(cloud: Cloud, instance_id: str) -> None:
+    started = time.monotonic()
     cloud.hypervisor.destroy(instance_id)
     with cloud.store.reading():
         disks = [cloud.store.disks[name] for name in cloud.store.instances[instance_id].disk_ids]
     doomed = [disk.disk_id for disk in disks if disk.usage == "SYSTEM_DISK" or disk.delete_with_instance]
     for disk_id in doomed:
         cloud.hypervisor.delete_disk(disk_id)
+    cloud.transitions.pause(started)
     with cloud.store.changing():
+        del cloud.store.instances[instance_id]
         for disk in disks:
             if disk.disk_id in doomed:
                 del cloud.store.disks[disk.disk_id]
             else:
                 disk.state, disk.instance_id, disk.last_instance_id = "UNATTACHED", None, instance_id
-    return ""
 
 
 def _instance(store: Store, item: Instance) -> JsonObject:

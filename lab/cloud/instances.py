@@ -12,10 +12,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import defaultdict
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lab.cloud.documented import PRODUCTS
@@ -24,6 +25,9 @@ from lab.cloud.hypervisor import Hypervisor, HypervisorError
 from lab.cloud.store import Instance, Store
 
 log = logging.getLogger(__name__)
+
+Job = tuple[Future[Any], Callable[[], Any]]
+Work = Callable[[str], str | None]
 
 SETTLED = frozenset({"RUNNING", "STOPPED", "RESCUE_MODE", "SHUTDOWN", "LAUNCH_FAILED", "SERVICE_LIVE_MIGRATE"})
 TRANSITIONAL = frozenset(
@@ -120,18 +124,18 @@ class Transitions:
         self._minimum_delay = minimum_delay
         self._workers = ThreadPoolExecutor(max_workers=64, thread_name_prefix="cloud-work")
         self._closing = threading.Event()
-        self._machine_locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._locks_guard = threading.Lock()
+        self._lock = threading.Lock()
+        self._queues: dict[str, deque[Job]] = {}
 
     def close(self) -> None:
         """Wait for the work under way (without the artificial delay) and take no more."""
         self._closing.set()
         self._workers.shutdown(wait=True)
 
-    def begin(self, instances: Sequence[Instance], action: str, request_id: str, work: Callable[[str], str]) -> None:
+    def begin(self, instances: Sequence[Instance], action: str, request_id: str, work: Work) -> None:
         """Start an operation on admitted instances (the caller holds the store).
 
-        work(instance_id) drives the hypervisor and returns the state to settle in ("" removes the instance).
+        work(instance_id) drives the hypervisor and returns the state to settle in, or None if it removed the instance.
         """
         for instance in instances:
             mark_operating(instance, action, request_id)
@@ -140,8 +144,14 @@ class Transitions:
             self.submit(instance.instance_id, self._run, instance.instance_id, action, work)
 
     def submit(self, machine: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Run function in a worker; one at a time for each machine, in no promised order."""
-        return self._workers.submit(self._serial, machine, function, arguments)
+        """Run function in a worker, after everything submitted for that machine before."""
+        future: Future[Any] = Future()
+        with self._lock:
+            queue = self._queues.setdefault(machine, deque())
+            queue.append((future, partial(function, *arguments)))
+            if len(queue) == 1:
+                self._workers.submit(self._drain, machine, queue)
+        return future
 
     def pause(self, since: float) -> None:
         """Wait until minimum_delay has passed since that time.monotonic()."""
@@ -155,17 +165,22 @@ class Transitions:
             log.exception("the power state of %s is unknown; taking it for STOPPED", instance_id)
             return "STOPPED"
 
-    def _serial(self, machine: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        with self._locks_guard:
-            lock = self._machine_locks[machine]
-        with lock:
+    def _drain(self, machine: str, queue: deque[Job]) -> None:
+        while True:
+            with self._lock:
+                future, job = queue[0]
             try:
-                return function(*arguments)
-            except Exception:
+                future.set_result(job())
+            except Exception as error:
                 log.exception("work on %s ended unexpectedly", machine)
-                raise
+                future.set_exception(error)
+            with self._lock:
+                queue.popleft()
+                if not queue:
+                    del self._queues[machine]
+                    return
 
-    def _run(self, instance_id: str, action: str, work: Callable[[str], str]) -> None:
+    def _run(self, instance_id: str, action: str, work: Work) -> None:
         started = time.monotonic()
         failure = None
         try:
@@ -177,10 +192,7 @@ class Transitions:
         self.pause(started)
         with self._store.changing():
             instance = self._store.instances.get(instance_id)
-            if instance is None:
-                return
-            if not state:
-                del self._store.instances[instance_id]
+            if instance is None or state is None:
                 return
             instance.state = state
             mark_done(instance, failure)

@@ -60,8 +60,9 @@ class CloudServer:
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), name="cloud-api", daemon=True)
 
     def start(self) -> None:
-        """End what a former run left half done, and answer requests from now on."""
-        self.cloud.recover()
+        """Answer requests from now on. What an earlier run left half done ends first."""
+        if self.cloud.store.restored:
+            self.cloud.recover()
         self._thread.start()
 
     def close(self) -> None:

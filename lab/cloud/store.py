@@ -149,7 +149,11 @@ class Site:
 
 
 class Store:
-    """All of the cloud's state. path names the snapshot; None keeps it in memory only."""
+    """All of the cloud's state. path names the snapshot; None keeps it in memory only.
+
+    restored says that the state came from a snapshot of an earlier run. The snapshot is atomic but not synced:
+    it has to outlive the lab's daemon, not the machine, which takes the lab's namespaces with it.
+    """
 
     def __init__(self, path: Path | None = None, site: Site | None = None) -> None:
         self.site = site or Site()
@@ -160,7 +164,8 @@ class Store:
         self._path = path
         self._lock = threading.RLock()
         self._depth = 0
-        if path is not None and path.exists():
+        self.restored = path is not None and path.exists()
+        if path is not None and self.restored:
             self._load(json.loads(path.read_text(encoding="utf-8")))
 
     @contextlib.contextmanager
@@ -238,8 +243,6 @@ class Store:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             json.dump(data, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
         temporary.replace(self._path)
 
 

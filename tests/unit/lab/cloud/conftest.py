@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tencentcloud.cbs.v20170312 import cbs_client
 from tencentcloud.common.credential import Credential
+from tencentcloud.common.exception.tencent_cloud_sdk_exception import TencentCloudSDKException
 from tencentcloud.common.profile.client_profile import ClientProfile
 from tencentcloud.common.profile.http_profile import HttpProfile
 from tencentcloud.cvm.v20170312 import cvm_client
@@ -204,13 +205,20 @@ class CloudUnderTest:
         answer: dict[str, Any] = found[0]
         return answer
 
+    def refused(self, client: Any, action: str, **parameters: Any) -> str:
+        """The code of the error that an action answers."""
+        with pytest.raises(TencentCloudSDKException) as caught:
+            self.call(client, action, **parameters)
+        assert caught.value.get_request_id()
+        code: str = caught.value.get_code()
+        return code
+
     def until(self, condition: Callable[[], Any], what: str) -> Any:
         """Poll until the condition gives something true."""
         deadline = time.monotonic() + DEADLINE
         while time.monotonic() < deadline:
             if result := condition():
                 return result
-            self.hypervisor.gate.wait(0.02)
             time.sleep(0.02)
         raise AssertionError(f"{what} did not happen in {DEADLINE} s")
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import pytest
-from tencentcloud.common.exception.tencent_cloud_sdk_exception import TencentCloudSDKException
 from tencentcloud.cvm.v20170312 import models
 
 from .conftest import WEB, CloudUnderTest
@@ -21,13 +20,6 @@ def enter(fleet: CloudUnderTest, **extra: str) -> str:
         setattr(request, name, value)
     request_id: str = fleet.cvm.EnterRescueMode(request).RequestId
     return request_id
-
-
-def refused(fleet: CloudUnderTest, action: str, **parameters: object) -> str:
-    with pytest.raises(TencentCloudSDKException) as caught:
-        fleet.call(fleet.cvm, action, **parameters)
-    code: str = caught.value.get_code()
-    return code
 
 
 def test_instance_goes_to_rescue_stays_stopped_on_exit_and_starts_again(fleet: CloudUnderTest) -> None:
@@ -77,7 +69,7 @@ def test_stopped_instance_enters_rescue_without_being_stopped(fleet: CloudUnderT
 def test_instance_in_rescue_refuses_power_operations(fleet: CloudUnderTest, action: str, code: str) -> None:
     enter(fleet)
     fleet.settled("RESCUE_MODE")
-    assert refused(fleet, action, InstanceIds=[WEB]) == code
+    assert fleet.refused(fleet.cvm, action, InstanceIds=[WEB]) == code
     assert fleet.instance()["InstanceState"] == "RESCUE_MODE"
 
 
@@ -85,10 +77,10 @@ def test_rescue_can_be_entered_once(fleet: CloudUnderTest) -> None:
     fleet.hypervisor.gate.clear()
     enter(fleet)
     again = {"InstanceId": WEB, "Password": PASSWORD}
-    assert refused(fleet, "EnterRescueMode", **again) == "UnsupportedOperation.InstanceStateEnterRescueMode"
+    assert fleet.refused(fleet.cvm, "EnterRescueMode", **again) == "UnsupportedOperation.InstanceStateEnterRescueMode"
     fleet.hypervisor.gate.set()
     fleet.settled("RESCUE_MODE")
-    assert refused(fleet, "EnterRescueMode", **again) == "UnsupportedOperation.InstanceStateRescueMode"
+    assert fleet.refused(fleet.cvm, "EnterRescueMode", **again) == "UnsupportedOperation.InstanceStateRescueMode"
 
 
 @pytest.mark.parametrize(
@@ -102,26 +94,26 @@ def test_rescue_can_be_entered_once(fleet: CloudUnderTest) -> None:
 )
 def test_exit_needs_rescue(fleet: CloudUnderTest, state: str, code: str) -> None:
     fleet.cloud.set_instance(WEB, InstanceState=state)
-    assert refused(fleet, "ExitRescueMode", InstanceId=WEB) == code
+    assert fleet.refused(fleet.cvm, "ExitRescueMode", InstanceId=WEB) == code
 
 
 @pytest.mark.parametrize("password", ["short1A", "onlyletters", "12345678901", "a1" * 16, "with space 1", "/leading1"])
 def test_weak_password_is_refused(fleet: CloudUnderTest, password: str) -> None:
-    code = refused(fleet, "EnterRescueMode", InstanceId=WEB, Password=password)
+    code = fleet.refused(fleet.cvm, "EnterRescueMode", InstanceId=WEB, Password=password)
     assert code == "InvalidParameterValue.InvalidPassword"
     assert fleet.instance()["InstanceState"] == "RUNNING"
 
 
 def test_arm_instance_is_refused(fleet: CloudUnderTest) -> None:
     fleet.cloud.set_instance(WEB, InstanceType="SR1.MEDIUM4")
-    code = refused(fleet, "EnterRescueMode", InstanceId=WEB, Password=PASSWORD)
+    code = fleet.refused(fleet.cvm, "EnterRescueMode", InstanceId=WEB, Password=PASSWORD)
     assert code == "UnsupportedOperation.ArmArchitecture"
 
 
 def test_instance_stopped_without_charging_is_refused(fleet: CloudUnderTest) -> None:
     fleet.call(fleet.cvm, "StopInstances", InstanceIds=[WEB], StoppedMode="STOP_CHARGING")
     assert fleet.settled("STOPPED")["StopChargingMode"] == "STOP_CHARGING"
-    code = refused(fleet, "EnterRescueMode", InstanceId=WEB, Password=PASSWORD)
+    code = fleet.refused(fleet.cvm, "EnterRescueMode", InstanceId=WEB, Password=PASSWORD)
     assert code == "UnsupportedOperation.StoppedModeStopCharging"
 
 
