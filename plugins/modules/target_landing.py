@@ -82,7 +82,7 @@ options:
       - Port of the SSH server of the rescue system.
     type: int
     default: 22
-  ssh_address:
+  address:
     description:
       - Where to reach the rescue system. V(public) and V(private) are the instance's first address of that kind;
         V(auto) is the public one if there is one; anything else is taken as the address itself.
@@ -189,7 +189,7 @@ def run(instances: Instances, params: dict[str, Any], *, check_mode: bool) -> di
     )
     outcome = landing.reach(goal)
     if goal is Goal.PRESENT and waiter.patient:
-        address = address_of(outcome.target, params["ssh_address"])
+        address = address_of(outcome.target, params["address"])
         wait_for_ssh(waiter, params["instance_id"], address, params["ssh_port"], read_banner)
     return result_of(outcome, outcome.target.state, params, waited=waiter.waited)
 
@@ -200,7 +200,7 @@ def result_of(outcome: Outcome, state: str, params: dict[str, Any], *, waited: f
         "instance_id": outcome.target.instance_id,
         "state": state,
         "previous_state": outcome.previous_state,
-        "address": _address_if_any(outcome, params["ssh_address"]),
+        "address": _address_if_any(outcome, params["address"]),
         "port": params["ssh_port"],
         "waited_seconds": round(waited, 1),
         "diff": {"before": {"state": outcome.previous_state}, "after": {"state": state}},
@@ -227,7 +227,7 @@ def main() -> None:
             "wait_timeout": {"type": "int", "default": 900},
             "settle_timeout": {"type": "int", "default": 300},
             "ssh_port": {"type": "int", "default": 22},
-            "ssh_address": {"type": "str", "default": "auto"},
+            "address": {"type": "str", "default": "auto"},
         },
         supports_check_mode=True,
     )

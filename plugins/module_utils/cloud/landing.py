@@ -326,7 +326,7 @@ def address_of(target: Target, preference: str) -> str:
             "TARGET_NO_ADDRESS",
             target.instance_id,
             f"The instance {target.instance_id} has no {preference} address.".replace("no auto", "no"),
-            "Set ssh_address to public, private or an address that the controller can reach, or give the instance one.",
+            "Set address to public, private or an address that the controller can reach, or give the instance one.",
         )
     return candidates[0]
 
@@ -350,7 +350,7 @@ def _unreachable(instance_id: str, address: str, port: int, error: OSError) -> F
         "blocker",
         instance_id,
         f"{instance_id} is in rescue mode, but no SSH server answers at {address}:{port}: {error}.",
-        f"Allow TCP {port} from the controller in the instance's security groups, or set ssh_address to an address the"
+        f"Allow TCP {port} from the controller in the instance's security groups, or set address to an address the"
         " controller can reach.",
         {"address": address, "port": port, "error": str(error)},
     )

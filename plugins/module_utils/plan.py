@@ -1,0 +1,420 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Whether one source can go to its target, disk by disk, decided from facts alone.
+
+The facts are those of the module ``preflight``, the target is one of the module ``target_info``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .cloud.target import CHANGING_STATES, Disk, Target, standing_refusals
+from .findings import Finding, by_severity
+from .security_groups import DROP, UNKNOWN, decide
+
+GIB = 1 << 30
+# Logical sectors of a CVM's disks: virtio-blk without another blk_size (virtio 1.2, section 5.2.4).
+TARGET_SECTOR_SIZE = 512
+# What the vendor's own tool needs open (tencentcloud.com/document/product/213/44340); this collection needs one port.
+VENDOR_PORTS = (80, 443)
+# States and operations that this collection itself leaves behind when a run is interrupted: the landing continues them.
+OWN_STATES = ("ENTER_RESCUE_MODE", "EXIT_RESCUE_MODE")
+OWN_OPERATIONS = ("EnterRescueMode", "ExitRescueMode", "StartInstances")
+ARCHITECTURES = {"x86_64": "x86", "amd64": "x86", "i386": "x86", "i686": "x86", "aarch64": "arm", "arm64": "arm"}
+
+
+@dataclass(frozen=True)
+class SourceDisk:
+    """A disk of the source. ``size`` is in bytes; ``mounts`` are the mount points of what is on it."""
+
+    path: str
+    size: int
+    name: str = ""
+    serial: str | None = None
+    system: bool = False
+    mounted: bool = False
+    mounts: tuple[str, ...] = ()
+    sector_size: int | None = None
+
+    def answers_to(self, name: str) -> bool:
+        return name in (self.path, self.name, self.serial)
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.serial})" if self.serial else self.path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A source's disk and the target's disk that becomes it."""
+
+    id: str
+    source: SourceDisk
+    target: Disk
+
+    def record(self) -> dict[str, Any]:
+        """The form that the module ``agent`` takes as one of its disks."""
+        return {
+            "id": self.id,
+            "device": self.source.path,
+            "source_serial": self.source.serial,
+            "size": self.source.size,
+            "target_serial": self.target.disk_id,
+            "target_size": self.target.size_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """``findings`` are the plan's own and those that were handed in, worst first."""
+
+    pairs: tuple[Pair, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def blockers(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.blocks]
+
+
+def source_disks(facts: Mapping[str, Any]) -> list[SourceDisk]:
+    """The disks in the facts of the module ``preflight``. Raises ``KeyError`` for a disk without path or size."""
+    disks = []
+    for disk in facts.get("disks") or ():
+        filesystems = disk.get("filesystems") or ()
+        mounts = tuple(
+            str(point)
+            for filesystem in filesystems
+            for point in _as_list(filesystem.get("mountpoints") or filesystem.get("mountpoint"))
+        )
+        mounted = disk.get("mounted")
+        if isinstance(mounted, (list, tuple)):
+            mounts = tuple(dict.fromkeys((*mounts, *map(str, mounted))))
+        path = str(disk["path"])
+        disks.append(
+            SourceDisk(
+                path=path,
+                size=int(disk["size"]),
+                name=str(disk.get("name") or path.rpartition("/")[2]),
+                serial=str(disk["serial"]) if disk.get("serial") else None,
+                system=bool(disk.get("system", "/" in mounts)),
+                mounted=bool(mounted) or bool(mounts),
+                mounts=mounts,
+                sector_size=disk.get("logical_sector_size") or disk.get("sector_size"),
+            )
+        )
+    return disks
+
+
+def assess_source(
+    *,
+    source: str,
+    facts: Mapping[str, Any],
+    target: Target,
+    mapping: Sequence[Mapping[str, str]],
+    targets_of_all: Mapping[str, str],
+    port: int = 443,
+    ssh_port: int = 22,
+    source_address: str | None = None,
+    controller_address: str | None = None,
+    source_findings: Iterable[Finding] = (),
+) -> Assessment:
+    """Pairs the disks of *source* with those of *target* as *mapping* says, and finds what would go wrong.
+
+    *mapping* has entries of ``source`` (path, name or serial) and ``target`` (``system``, ``data1``.. or a disk id);
+    *targets_of_all* is the instance of every source of the plan. *source_address* and *controller_address* are what
+    the target would see as the peer of *port* and *ssh_port*, where that is known.
+    """
+    disks = source_disks(facts)
+    resolved, findings = _resolve(source, disks, target, mapping)
+    findings += _shared_target(source, target.instance_id, targets_of_all)
+    findings += _target_findings(target)
+    findings += _architecture(source, str(facts.get("architecture") or ""), target)
+    findings += _unmapped(source, disks, [disk for disk, _unused in resolved])
+    for disk, target_disk in resolved:
+        findings += _pair_findings(source, disk, target_disk)
+    findings += _port_findings(target, port, source_address, ssh_port, controller_address)
+    findings += _address_findings(target)
+    # By the target's order, so that a reordered inventory names the same pairs the same way.
+    in_order = sorted(resolved, key=lambda pair: pair[1].order)
+    pairs = tuple(Pair(f"d{number}", disk, target_disk) for number, (disk, target_disk) in enumerate(in_order))
+    return Assessment(pairs, tuple(by_severity([*findings, *source_findings])))
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _blocker(code: str, subject: str, cause: str, action: str, **evidence: Any) -> Finding:
+    return Finding(code, "blocker", subject, cause, action, evidence)
+
+
+def _resolve(
+    source: str, disks: Sequence[SourceDisk], target: Target, mapping: Sequence[Mapping[str, str]]
+) -> tuple[list[tuple[SourceDisk, Disk]], list[Finding]]:
+    """The pairs that *mapping* names, and what is wrong with its names."""
+    pairs: list[tuple[SourceDisk, Disk]] = []
+    findings: list[Finding] = []
+    for entry in mapping:
+        disk = _source_disk(source, disks, str(entry.get("source") or ""), findings)
+        target_disk = _target_disk(source, target, str(entry.get("target") or ""), findings)
+        if disk and target_disk:
+            pairs.append((disk, target_disk))
+    findings += _twice(source, [str(disk) for disk, _unused in pairs], "the source's disk")
+    findings += _twice(source, [target_disk.disk_id for _unused, target_disk in pairs], "the target's disk")
+    return pairs, findings
+
+
+def _source_disk(source: str, disks: Sequence[SourceDisk], name: str, findings: list[Finding]) -> SourceDisk | None:
+    found = [disk for disk in disks if disk.answers_to(name)]
+    if len(found) == 1:
+        return found[0]
+    listing = ", ".join(map(str, disks)) or "none"
+    if found:
+        cause = f"{name} names {len(found)} disks of {source}: {', '.join(disk.path for disk in found)}."
+        findings.append(_blocker("DISK_AMBIGUOUS", source, cause, "Name the disk by its path.", disk=name))
+    else:
+        cause = f"{source} has no disk {name!r}; it has {listing}."
+        action = "Correct the entry's source: a path such as /dev/sda, or a serial."
+        findings.append(_blocker("DISK_UNKNOWN", source, cause, action, disk=name))
+    return None
+
+
+def _target_disk(source: str, target: Target, name: str, findings: list[Finding]) -> Disk | None:
+    for disk in target.disks:
+        if name in (disk.disk_id, "system" if disk.usage == "system" else f"data{disk.order}"):
+            return disk
+    listing = ", ".join(
+        f"{'system' if disk.usage == 'system' else f'data{disk.order}'} ({disk.disk_id})" for disk in target.disks
+    )
+    findings.append(
+        _blocker(
+            "TARGET_DISK_UNKNOWN",
+            source,
+            f"The target {target.instance_id} has no disk {name!r}; it has {listing or 'none'}.",
+            "Correct the entry's target, or attach a disk to the instance.",
+            disk=name,
+            instance_id=target.instance_id,
+        )
+    )
+    return None
+
+
+def _twice(source: str, names: Sequence[str], what: str) -> Iterator[Finding]:
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            yield _blocker(
+                "DISK_MAPPED_TWICE",
+                source,
+                f"The disk mapping of {source} names {what} {name} {names.count(name)} times.",
+                "Map each disk once.",
+                disk=name,
+            )
+
+
+def _shared_target(source: str, instance_id: str, targets_of_all: Mapping[str, str]) -> Iterator[Finding]:
+    others = sorted(name for name, other in targets_of_all.items() if other == instance_id and name != source)
+    if others:
+        yield _blocker(
+            "TARGET_SHARED",
+            source,
+            f"The target {instance_id} of {source} is also the target of {', '.join(others)}: one would overwrite the"
+            " other.",
+            "Give every source a target of its own.",
+            instance_id=instance_id,
+            sources=[source, *others],
+        )
+
+
+def _target_findings(target: Target) -> Iterator[Finding]:
+    yield from standing_refusals(target)
+    operation = target.latest_operation
+    if target.architecture == "aarch64":
+        yield _blocker(
+            "TARGET_ARM",
+            target.instance_id,
+            f"The target {target.instance_id} is an ARM machine ({target.instance_type}), for which the cloud has no"
+            " rescue mode.",
+            "Choose an x86 instance as the target.",
+            instance_type=target.instance_type,
+        )
+    if target.state == "STOPPED" and target.stop_charging_mode == "STOP_CHARGING":
+        yield _blocker(
+            "TARGET_STOPPED_NO_CHARGE",
+            target.instance_id,
+            f"The target {target.instance_id} was stopped without charging, and has no host to land on.",
+            "Start it and run again.",
+        )
+    changing = operation.state == "OPERATING" or target.state in CHANGING_STATES
+    if changing and operation.name not in OWN_OPERATIONS and target.state not in OWN_STATES:
+        yield _blocker(
+            "TARGET_BUSY",
+            target.instance_id,
+            f"The target {target.instance_id} is {target.state} and its operation {operation.name} is"
+            f" {operation.state}.",
+            "Let that operation end and run again.",
+            state=target.state,
+            latest_operation=operation.name,
+        )
+    for disk in target.disks:
+        if disk.state not in (None, "ATTACHED"):
+            yield _blocker(
+                "TARGET_DISK_BUSY",
+                target.instance_id,
+                f"The disk {disk.disk_id} of the target {target.instance_id} is {disk.state}.",
+                "Let that operation end, or attach the disk, and run again.",
+                disk=disk.disk_id,
+                state=disk.state,
+            )
+
+
+def _architecture(source: str, architecture: str, target: Target) -> Iterator[Finding]:
+    ours, theirs = ARCHITECTURES.get(architecture), ARCHITECTURES.get(target.architecture)
+    if ours and theirs and ours != theirs:
+        yield _blocker(
+            "ARCHITECTURE_MISMATCH",
+            source,
+            f"{source} is {architecture}, its target {target.instance_id} is {target.architecture}: what is on the"
+            " disks would not run there.",
+            "Choose a target of the source's architecture.",
+            source=architecture,
+            target=target.architecture,
+        )
+
+
+def _unmapped(source: str, disks: Sequence[SourceDisk], mapped: Sequence[SourceDisk]) -> Iterator[Finding]:
+    for disk in disks:
+        if disk in mapped:
+            continue
+        if disk.mounted:
+            where = f" (mounted at {', '.join(disk.mounts)})" if disk.mounts else ""
+            yield _blocker(
+                "DISK_UNMAPPED",
+                source,
+                f"The disk {disk} of {source} holds a mounted filesystem{where} and is mapped to no disk of the target:"
+                " its data would be left behind. The vendor's own tool would silently put it on the system disk until"
+                " that is full.",
+                "Map it to a disk of the target, or unmount it if it is not to be moved.",
+                disk=disk.path,
+                mounts=list(disk.mounts),
+            )
+        else:
+            yield Finding(
+                "DISK_UNMAPPED_UNUSED",
+                "note",
+                source,
+                f"The disk {disk} of {source} is mapped to no disk of the target; nothing on it is mounted.",
+                "Map it if it is to be moved.",
+                {"disk": disk.path},
+            )
+
+
+def _pair_findings(source: str, disk: SourceDisk, target_disk: Disk) -> Iterator[Finding]:
+    if target_disk.size_bytes < disk.size:
+        yield _blocker(
+            "TARGET_DISK_SMALLER",
+            source,
+            f"The disk {disk} of {source} has {disk.size} bytes, its target {target_disk.disk_id} only"
+            f" {target_disk.size_bytes}.",
+            f"Expand {target_disk.disk_id} to at least {-(-disk.size // GIB)} GiB, or map another disk.",
+            disk=disk.path,
+            size=disk.size,
+            target_disk=target_disk.disk_id,
+            target_size=target_disk.size_bytes,
+        )
+    if disk.system != (target_disk.usage == "system"):
+        whose = "the system disk" if disk.system else "not the system disk"
+        yield _blocker(
+            "SYSTEM_DISK_NOT_ON_SYSTEM_DISK",
+            source,
+            f"The disk {disk} is {whose} of {source}, and is mapped to the target's {target_disk.usage} disk"
+            f" {target_disk.disk_id}: an instance starts from its system disk only.",
+            "Map the source's system disk to 'system' and the others to data disks.",
+            disk=disk.path,
+            target_disk=target_disk.disk_id,
+        )
+    if disk.sector_size and disk.sector_size != TARGET_SECTOR_SIZE:
+        yield _blocker(
+            "SECTOR_SIZE_MISMATCH",
+            source,
+            f"The disk {disk} of {source} has logical sectors of {disk.sector_size} bytes, the target's disks of"
+            f" {TARGET_SECTOR_SIZE}: a copied partition table would point to the wrong places.",
+            "Move the data of this disk file by file, or onto a disk with sectors of 512 bytes first.",
+            disk=disk.path,
+            sector_size=disk.sector_size,
+        )
+
+
+def _port_findings(
+    target: Target, port: int, source_address: str | None, ssh_port: int, controller_address: str | None
+) -> Iterator[Finding]:
+    yield from _needed_port(target, port, source_address, "the source's agent")
+    if ssh_port != port:
+        yield from _needed_port(target, ssh_port, controller_address, "the controller's SSH")
+    for vendor_port in VENDOR_PORTS:
+        decision = decide(target.ingress, protocol="tcp", port=vendor_port, source_address=None)
+        if vendor_port not in (port, ssh_port) and decision.action == DROP:
+            yield Finding(
+                "VENDOR_PORT_CLOSED",
+                "note",
+                target.instance_id,
+                f"The security groups of {target.instance_id} drop TCP {vendor_port}, which the vendor's own tool needs"
+                " and this migration does not.",
+                "Nothing, unless you also use that tool.",
+                {"port": vendor_port, "decision": str(decision)},
+            )
+
+
+def _needed_port(target: Target, port: int, address: str | None, whose: str) -> Iterator[Finding]:
+    decision = decide(target.ingress, protocol="tcp", port=port, source_address=address)
+    evidence = {
+        "port": port,
+        "source_address": address,
+        "decision": decision.action,
+        "rule": decision.rule.record() if decision.rule else None,
+        "security_groups": list(target.security_groups),
+    }
+    origin = f"from {address}" if address else "from an address not known here"
+    if not target.security_groups or decision.action == UNKNOWN:
+        reason = f"it depends on {decision.rule}" if decision.rule else "the instance lists no security group"
+        yield Finding(
+            "PORT_UNKNOWN",
+            "warning",
+            target.instance_id,
+            f"Whether {target.instance_id} accepts TCP {port} for {whose} {origin} cannot be told: {reason}.",
+            f"Check that the rule allows it, or add one that accepts TCP {port} from that address before it.",
+            evidence,
+        )
+    elif decision.action == DROP:
+        yield _blocker(
+            "PORT_CLOSED",
+            target.instance_id,
+            f"The security groups of {target.instance_id} do not accept TCP {port} for {whose} {origin}: {decision}.",
+            f"Add a rule that accepts TCP {port} from that address before every rule that drops it.",
+            **evidence,
+        )
+
+
+def _address_findings(target: Target) -> Iterator[Finding]:
+    if not target.public_addresses and not target.private_addresses:
+        yield _blocker(
+            "TARGET_NO_ADDRESS",
+            target.instance_id,
+            f"The target {target.instance_id} has no address.",
+            "Give it one.",
+        )
+        return
+    public = ", ".join(target.public_addresses) or "none"
+    yield Finding(
+        "PUBLIC_IP_STAYS",
+        "note",
+        target.instance_id,
+        f"The source's public address does not move: the server's will be that of {target.instance_id} ({public}).",
+        "Lower the TTL of its DNS names now, and change them after the cutover.",
+        {"public_addresses": list(target.public_addresses)},
+    )
