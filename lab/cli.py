@@ -1,0 +1,295 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The command line: ``python -m lab``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lab import namespaces
+from lab.command import require_programs
+from lab.control import call
+from lab.daemon import serve
+from lab.description import load
+from lab.errors import LabError
+from lab.place import Place
+from lab.sweep import take_down
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEMO = Path(__file__).with_name("demo.yml")
+PROGRAMS = {
+    "blkid": "util-linux",
+    "cp": "coreutils",
+    "ip": "iproute2",
+    "losetup": "mount",
+    "mkfs.btrfs": "btrfs-progs",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "mmdebstrap": "mmdebstrap",
+    "nft": "nftables",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "tc": "iproute2",
+}
+CONSOLE_TAIL = 64 * 1024
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    root = argparse.ArgumentParser(prog="python -m lab", description="A data centre and a cloud on one machine.")
+    root.add_argument("--name", default="demo", help="the lab's name (default: demo)")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="start the lab")
+    up.add_argument("file", nargs="?", type=Path, default=DEMO, help="lab description (default: the demo)")
+    commands.add_parser("down", help="take the lab down and remove every trace of it")
+    status = commands.add_parser("status", help="show what runs")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    ssh = commands.add_parser("ssh", help="open a shell, or run a command, on a machine")
+    ssh.add_argument("machine")
+    ssh.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    run = commands.add_parser("run", help="run a command where the controller is")
+    run.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    machine = commands.add_parser("machine", help="switch a source off or on")
+    machine.add_argument("action", choices=("start", "stop", "restart"))
+    machine.add_argument("machine")
+    link = commands.add_parser("link", help="plug or pull a machine's network cable")
+    link.add_argument("state", choices=("up", "down"))
+    link.add_argument("machine")
+    instance = commands.add_parser("instance", help="change an instance behind the API's back")
+    instance.add_argument("action", choices=("set",))
+    instance.add_argument("machine")
+    instance.add_argument("fields", nargs="+", metavar="KEY=VALUE")
+    console = commands.add_parser("console", help="print the end of a machine's console")
+    console.add_argument("machine")
+    daemon = commands.add_parser("serve", help="be the lab's daemon (started by up)")
+    daemon.add_argument("file", type=Path)
+    return root
+
+
+def require_host() -> None:
+    """Refuse where the lab cannot work."""
+    if sys.platform != "linux":
+        raise LabError(f"the lab needs Linux, this is {sys.platform}", "Run it on a Linux machine")
+    if os.geteuid() != 0:
+        raise LabError("the lab needs root, for namespaces and loop devices", "Run it as root")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        require_host()
+        place = Place.of(options.name)
+        result: int = COMMANDS[options.command](place, options)
+        return result
+    except LabError as error:
+        print(f"error: {error.cause}", file=sys.stderr)
+        if error.action:
+            print(f"  what to do: {error.action}", file=sys.stderr)
+        return 1
+
+
+def up(place: Place, options: argparse.Namespace) -> int:
+    """Start the daemon and show its progress until it is ready."""
+    require_programs(PROGRAMS)
+    file = options.file.resolve()
+    load(file)
+    if place.exists():
+        try:
+            call(place.socket, "status")
+        except LabError as error:
+            raise LabError(
+                f"a lab {place.name!r} was left behind by a crash",
+                f"Remove it first: python -m lab --name {place.name} down",
+            ) from error
+        print(f"the lab {place.name!r} is running already")
+        return 0
+    place.create()
+    with place.log.open("a", encoding="utf-8") as log:
+        place.log.chmod(0o600)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lab", "--name", place.name, "serve", str(file)],
+            cwd=REPOSITORY,
+            env={**os.environ, "FLEETLIFT_LAB_DIR": str(place.base), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    failure = follow(process)
+    if failure is None:
+        show(call(place.socket, "status"))
+        return 0
+    process.wait()
+    take_down(place)
+    raise failure
+
+
+def follow(process: subprocess.Popen[str]) -> LabError | None:
+    """Print the daemon's progress; return what went wrong, or None when it is ready."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        message = json.loads(line)
+        if "progress" in message:
+            print(message["progress"], flush=True)
+        elif "ready" in message:
+            return None
+        else:
+            return LabError(message["failed"]["cause"], message["failed"]["action"])
+    return LabError("the lab's daemon ended before the lab was ready", "Run up again; see what it printed above")
+
+
+def down(place: Place, _: argparse.Namespace) -> int:
+    """Take the lab down."""
+    print(f"the lab {place.name!r} is gone" if take_down(place) else f"there is no lab {place.name!r}")
+    return 0
+
+
+def status(place: Place, options: argparse.Namespace) -> int:
+    """Show what runs."""
+    found = call(place.socket, "status")
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        show(found)
+    return 0
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a status as a table."""
+    print(f"lab {found['lab']}: region {found['region']}, API {found['endpoint']}, controller {found['controller']}")
+    rows = [("NAME", "KIND", "STATE", "POWER", "LINK", "ADDRESSES", "DISKS")]
+    rows += [
+        (
+            row["name"],
+            row["kind"],
+            row["state"],
+            row["power"],
+            row["link"],
+            " ".join(row["addresses"]),
+            " ".join(f"{disk['serial']}({disk['size'] / 2**30:g} GiB)" for disk in row["disks"]),
+        )
+        for row in found["machines"]
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def enter_controller(place: Place) -> None:
+    """Move this process into the controller's network namespace."""
+    call(place.socket, "status")
+    with open(f"/run/netns/fl-{place.name}-ctl", "rb") as namespace:
+        namespaces.setns(namespace.fileno(), namespaces.CLONE_NEWNET)
+
+
+def controller_environment(place: Place) -> dict[str, str]:
+    """Return the environment of a command that runs where the controller is."""
+    account = json.loads(place.credentials.read_text(encoding="ascii"))
+    return {
+        **os.environ,
+        "FLEETLIFT_LAB_DIR": str(place.base),
+        "FLEETLIFT_LAB_NAME": place.name,
+        "TENCENTCLOUD_SECRET_ID": account["secret_id"],
+        "TENCENTCLOUD_SECRET_KEY": account["secret_key"],
+        "TENCENTCLOUD_REGION": account["region"],
+        "NO_PROXY": "*",
+    }
+
+
+def words_of(options: argparse.Namespace) -> list[str]:
+    """Return the command after ``--``."""
+    words: list[str] = list(options.words)
+    return words[1:] if words[:1] == ["--"] else words
+
+
+def execute(command: list[str], environment: dict[str, str]) -> NoReturn:
+    """Become ``command``."""
+    try:
+        os.execvpe(command[0], command, environment)
+    except FileNotFoundError as error:
+        raise LabError(f"there is no program {command[0]!r}", "Install it, or correct the command") from error
+
+
+def run_command(place: Place, options: argparse.Namespace) -> int:
+    """Run a command where the controller is."""
+    words = words_of(options)
+    if not words:
+        raise LabError("no command was given", "python -m lab run -- COMMAND")
+    environment = controller_environment(place) if place.credentials.exists() else dict(os.environ)
+    enter_controller(place)
+    execute(words, environment)
+
+
+def ssh(place: Place, options: argparse.Namespace) -> int:
+    """Log in to a machine from where the controller is."""
+    name = call(place.socket, "resolve", name=options.machine)
+    rows = {row["name"]: row for row in call(place.socket, "status")["machines"]}
+    address = rows[name]["addresses"][-1]
+    enter_controller(place)
+    command = ["ssh", "-F", "none", "-i", str(place.key), "-o", "IdentitiesOnly=yes"]
+    for option in ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"):
+        command += ["-o", option]
+    execute([*command, f"root@{address}", *words_of(options)], dict(os.environ))
+
+
+def machine(place: Place, options: argparse.Namespace) -> int:
+    """Switch a source off or on."""
+    call(place.socket, "machine", name=options.machine, action=options.action)
+    return 0
+
+
+def link(place: Place, options: argparse.Namespace) -> int:
+    """Plug or pull a machine's cable."""
+    call(place.socket, "link", name=options.machine, up=options.state == "up")
+    return 0
+
+
+def instance(place: Place, options: argparse.Namespace) -> int:
+    """Change an instance behind the API's back."""
+    pairs = [field.partition("=") for field in options.fields]
+    for key, separator, _ in pairs:
+        if not separator:
+            raise LabError(f"{key!r} has no value", "Write KEY=VALUE, for example RestrictState=EXPIRED")
+    call(place.socket, "instance", name=options.machine, fields={key: value for key, _, value in pairs})
+    return 0
+
+
+def console(place: Place, options: argparse.Namespace) -> int:
+    """Print the end of a machine's console."""
+    name = call(place.socket, "resolve", name=options.machine)
+    with (place.directory / "machines" / name / "console.log").open("rb") as stream:
+        stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, stream.tell() - CONSOLE_TAIL))
+        sys.stdout.buffer.write(stream.read())
+    return 0
+
+
+def serve_command(place: Place, options: argparse.Namespace) -> int:
+    """Be the lab's daemon."""
+    serve(place, options.file)
+    return 0
+
+
+COMMANDS = {
+    "up": up,
+    "down": down,
+    "status": status,
+    "ssh": ssh,
+    "run": run_command,
+    "machine": machine,
+    "link": link,
+    "instance": instance,
+    "console": console,
+    "serve": serve_command,
+}

@@ -1,0 +1,251 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The lab's network: one router namespace, a point-to-point link for every machine, no way out.
+
+Every packet between two machines is forwarded by the router, so its nftables rules are the security
+groups and its ``tc`` limits are the instances' bandwidth. Machines of one subnet believe that they
+share a wire: the router answers ARP for all of them (proxy_arp).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lab.cloud.hypervisor import IngressRule
+from lab.command import run
+from lab.errors import LabError
+from lab.ledger import Ledger
+from lab.namespaces import in_netns
+
+CONTROLLER_ADDRESS = "10.98.0.2"
+CONTROLLER_GATEWAY = "10.98.0.1"
+API_ADDRESS = "10.98.0.10"
+API_PORT = 80
+# The least that the cloud lets in, whatever is bought for the way out, in Mbit/s.
+LEAST_INBOUND = 10
+
+
+@dataclass(frozen=True)
+class Port:
+    """A machine's place on the router: ``link`` is the interface there, ``namespace`` the machine's own."""
+
+    name: str
+    namespace: str
+    link: str
+    addresses: tuple[str, ...]
+    gateway: str
+    guarded: bool
+    up: bool = True
+
+    @property
+    def mac(self) -> str:
+        """A stable, locally administered address of the machine's interface."""
+        digest = hashlib.sha256(self.namespace.encode()).hexdigest()
+        return ":".join(["02", *(digest[i : i + 2] for i in range(0, 10, 2))])
+
+
+def port_statements(protocol: str, ports: tuple[tuple[int, int], ...]) -> str:
+    """Return the nftables match for one rule's protocol and ports."""
+    if protocol == "all":
+        return ""
+    if protocol in ("tcp", "udp"):
+        if not ports:
+            return f"meta l4proto {protocol} "
+        listed = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ports)
+        return f"{protocol} dport {{ {listed} }} "
+    return f"meta l4proto {protocol} "
+
+
+def chain_rules(ingress: Sequence[IngressRule]) -> list[str]:
+    """Return the nftables rules of one instance's chain, first match first; the chain's caller drops the rest."""
+    rules = []
+    for rule in ingress:
+        family = "ip6" if ":" in rule.source else "ip"
+        if family == "ip6":
+            continue  # The lab's network is IPv4 only: no packet can match.
+        verdict = "accept" if rule.action == "ACCEPT" else "drop"
+        source = "" if rule.source == "0.0.0.0/0" else f"ip saddr {rule.source} "
+        rules.append(f"{source}{port_statements(rule.protocol, rule.ports)}{verdict}")
+    return rules
+
+
+def shaper(device: str, mbps: int) -> list[str]:
+    """Return the ``tc`` words that limit what leaves through ``device`` to ``mbps`` Mbit/s."""
+    # A burst of 10 ms keeps tbf exact at high rates; veth hands over segments of up to 64 KiB.
+    burst = max(131072, mbps * 1_000_000 // 8 // 100)
+    return [
+        "qdisc", "replace", "dev", device, "root", "tbf",
+        "rate", f"{mbps}mbit", "burst", str(burst), "latency", "100ms",
+    ]  # fmt: skip
+
+
+class Network:
+    """The namespaces, links, rules and limits of one lab."""
+
+    def __init__(self, lab: str, ledger: Ledger) -> None:
+        self._lab = lab
+        self._ledger = ledger
+        self._lock = threading.RLock()
+        self._ports: dict[str, Port] = {}
+        self._next_link = 1
+        self.router = f"fl-{lab}-net"
+        self.controller = f"fl-{lab}-ctl"
+
+    def start(self) -> None:
+        """Make the router and the controller's namespace."""
+        for namespace in (self.router, self.controller):
+            self._add_namespace(namespace)
+        run(
+            ["ip", "-batch", "-"],
+            stdin=f"link add ctl netns {self.router} type veth peer name eth0 netns {self.controller}\n",
+        )
+        run(
+            ["ip", "-n", self.router, "-batch", "-"],
+            stdin=f"addr add {CONTROLLER_GATEWAY}/24 dev ctl\naddr add {API_ADDRESS}/32 dev lo\nlink set ctl up\n",
+        )
+        run(
+            ["ip", "-n", self.controller, "-batch", "-"],
+            stdin=f"addr add {CONTROLLER_ADDRESS}/24 dev eth0\nlink set eth0 up\n"
+            f"route add default via {CONTROLLER_GATEWAY}\n",
+        )
+        in_netns(self.router, lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1"))
+        self._nft(
+            """
+            table inet lab {
+              map instances { type ifname : verdict; }
+              chain forward {
+                type filter hook forward priority 0; policy drop;
+                ct state established,related accept
+                oifname vmap @instances
+                oifname "s*" iifname { "ctl", "s*" } accept
+              }
+              chain input {
+                type filter hook input priority 0; policy drop;
+                ct state established,related accept
+                icmp type echo-request accept
+                iifname "ctl" tcp dport 80 accept
+              }
+            }
+            """
+        )
+
+    def _add_namespace(self, name: str) -> None:
+        if Path("/run/netns", name).exists():
+            raise LabError(
+                f"a network namespace {name} exists already and this lab did not make it",
+                f"Choose another --name, or remove it if you are sure: ip netns delete {name}",
+            )
+        self._ledger.namespace(name)
+        run(["ip", "netns", "add", name])
+
+        def settle() -> None:
+            Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+
+        in_netns(name, settle)
+        run(["ip", "-n", name, "link", "set", "lo", "up"])
+
+    def _nft(self, script: str) -> None:
+        run(["ip", "netns", "exec", self.router, "nft", "-f", "-"], stdin=script)
+
+    def connect(self, name: str, addresses: Sequence[str], gateway: str, *, guarded: bool) -> Port:
+        """Make a machine's namespace and link; a guarded machine gets only what its rules let through."""
+        with self._lock:
+            prefix = "g" if guarded else "s"
+            port = Port(
+                name=name,
+                namespace=f"fl-{self._lab}-{name}",
+                link=f"{prefix}{self._next_link}",
+                addresses=tuple(addresses),
+                gateway=gateway,
+                guarded=guarded,
+            )
+            self._next_link += 1
+            self._add_namespace(port.namespace)
+            run(
+                ["ip", "-batch", "-"],
+                stdin=f"link add {port.link} netns {self.router} type veth "
+                f"peer name eth0 address {port.mac} netns {port.namespace}\n",
+            )
+            self._ports[name] = port
+            if guarded:
+                self._nft(
+                    f"add chain inet lab to_{port.link}\n"
+                    f'add element inet lab instances {{ "{port.link}" : jump to_{port.link} }}\n'
+                )
+            self._plug(port)
+            self.address(port)
+            return port
+
+    def _plug(self, port: Port) -> None:
+        lines = [f"addr replace {port.gateway}/32 dev {port.link}", f"link set {port.link} up"]
+        lines += [f"route replace {address}/32 dev {port.link}" for address in port.addresses]
+        run(["ip", "-n", self.router, "-batch", "-"], stdin="\n".join(lines) + "\n")
+        in_netns(
+            self.router,
+            lambda: Path(f"/proc/sys/net/ipv4/conf/{port.link}/proxy_arp").write_text("1"),
+        )
+
+    def address(self, port: Port) -> None:
+        """Give the machine's interface its addresses and default route, as the platform does at each boot."""
+        first, *others = port.addresses
+        lines = [f"addr replace {first}/24 dev eth0", *(f"addr replace {other}/32 dev eth0" for other in others)]
+        lines += ["link set lo up", "link set eth0 up", f"route replace default via {port.gateway} src {first}"]
+        run(["ip", "-n", port.namespace, "-batch", "-"], stdin="\n".join(lines) + "\n")
+
+    def port(self, name: str) -> Port:
+        """Return the port of the machine ``name``."""
+        with self._lock:
+            try:
+                return self._ports[name]
+            except KeyError:
+                known = ", ".join(sorted(self._ports)) or "none"
+                raise LabError(f"the lab has no machine {name!r}", f"Its machines: {known}") from None
+
+    def set_link(self, name: str, *, up: bool) -> None:
+        """Plug or pull the machine's cable."""
+        with self._lock:
+            port = replace(self.port(name), up=up)
+            if up:
+                self._plug(port)
+            else:
+                run(["ip", "-n", self.router, "link", "set", port.link, "down"])
+            self._ports[name] = port
+
+    def set_policies(self, name: str, ingress: Sequence[IngressRule]) -> None:
+        """Put an instance's rules in force, at once and as a whole."""
+        with self._lock:
+            chain = f"to_{self.port(name).link}"
+            lines = [f"flush chain inet lab {chain}"]
+            lines += [f"add rule inet lab {chain} {rule}" for rule in chain_rules(ingress)]
+            self._nft("\n".join(lines) + "\n")
+
+    def set_bandwidth(self, name: str, mbps_out: int) -> None:
+        """Limit an instance's link: ``mbps_out`` Mbit/s out, as much but not less than 10 in; 0 is no limit at all."""
+        with self._lock:
+            port = self.port(name)
+            if mbps_out == 0:
+                for namespace, device in ((self.router, port.link), (port.namespace, "eth0")):
+                    shown = run(["tc", "-n", namespace, "qdisc", "show", "dev", device])
+                    if "tbf" in shown:
+                        run(["tc", "-n", namespace, "qdisc", "delete", "dev", device, "root"])
+                return
+            run(["tc", "-n", self.router, *shaper(port.link, max(LEAST_INBOUND, mbps_out))])
+            run(["tc", "-n", port.namespace, *shaper("eth0", mbps_out)])
+
+    def disconnect(self, name: str) -> None:
+        """Take a machine's link and namespace away."""
+        with self._lock:
+            port = self._ports.pop(name)
+            if port.guarded:
+                self._nft(
+                    f'delete element inet lab instances {{ "{port.link}" }}\ndelete chain inet lab to_{port.link}\n'
+                )
+            run(["ip", "-n", self.router, "link", "delete", port.link])
+            run(["ip", "netns", "delete", port.namespace])
