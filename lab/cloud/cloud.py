@@ -135,9 +135,9 @@ class Cloud:
             instance.state = "LAUNCH_FAILED"
         elif instance.state in TRANSITIONAL and interrupted:
             running = "RESCUE_MODE" if instance.state == "EXIT_RESCUE_MODE" else "RUNNING"
-            instance.state = self.transitions.settled_power_state(instance.instance_id, running)
+            instance.state = self.transitions.power_state(instance.instance_id, running)
         elif instance.state == "RUNNING":
-            instance.state = self.transitions.settled_power_state(instance.instance_id, "RUNNING")
+            instance.state = self.transitions.power_state(instance.instance_id, "RUNNING")
         if interrupted:
             mark_done(instance, INTERRUPTED)
 

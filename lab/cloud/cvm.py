@@ -174,7 +174,11 @@ def enter_rescue_mode(cloud: Cloud, call: Call) -> JsonObject:
     def work(instance_id: str) -> str:
         if cloud.hypervisor.is_running(instance_id):
             _power_off(cloud, instance_id, how)
-        cloud.hypervisor.rescue(instance_id, username, password)
+        try:
+            cloud.hypervisor.rescue(instance_id, username, password)
+        except HypervisorError as error:
+            # The text becomes LatestOperationErrorMsg, which everybody may read.
+            raise HypervisorError(str(error).replace(password, "***")) from None
         return "RESCUE_MODE"
 
     with cloud.store.changing():

@@ -138,10 +138,10 @@ class Transitions:
         work(instance_id) drives the hypervisor and returns the state to settle in, or None if it removed the instance.
         """
         for instance in instances:
+            before = instance.state
             mark_operating(instance, action, request_id)
             instance.state = OPERATIONS[action].passing
-        for instance in instances:
-            self.submit(instance.instance_id, self._run, instance.instance_id, action, work)
+            self.submit(instance.instance_id, self._run, instance.instance_id, action, before, work)
 
     def submit(self, machine: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Run function in a worker, after everything submitted for that machine before."""
@@ -157,13 +157,13 @@ class Transitions:
         """Wait until minimum_delay has passed since that time.monotonic()."""
         self._closing.wait(max(0.0, since + self._minimum_delay - time.monotonic()))
 
-    def settled_power_state(self, instance_id: str, running: str) -> str:
-        """What to call an instance after a failure: running if its machine is on, else STOPPED."""
+    def power_state(self, instance_id: str, on: str, off: str = "STOPPED") -> str:
+        """on or off, as the machine is; off when nobody can tell."""
         try:
-            return running if self._hypervisor.is_running(instance_id) else "STOPPED"
-        except HypervisorError:
-            log.exception("the power state of %s is unknown; taking it for STOPPED", instance_id)
-            return "STOPPED"
+            return on if self._hypervisor.is_running(instance_id) else off
+        except Exception:
+            log.exception("whether %s is powered on is unknown; taking it for off", instance_id)
+            return off
 
     def _drain(self, machine: str, queue: deque[Job]) -> None:
         while True:
@@ -180,15 +180,19 @@ class Transitions:
                     del self._queues[machine]
                     return
 
-    def _run(self, instance_id: str, action: str, work: Work) -> None:
+    def _run(self, instance_id: str, action: str, before: str, work: Work) -> None:
         started = time.monotonic()
         failure = None
         try:
             state = work(instance_id)
+        except HypervisorError as error:
+            log.warning("%s of %s failed: %s", action, instance_id, error)
+            failure = str(error) or "the machine gave no reason"
         except Exception as error:
-            log.exception("%s of %s failed", action, instance_id)
-            failure = str(error) or type(error).__name__
-            state = self._state_after_failure(instance_id, action)
+            log.exception("%s of %s ended unexpectedly", action, instance_id)
+            failure = f"{type(error).__name__}: {error}"
+        if failure:
+            state = self._state_after_failure(instance_id, action, before)
         self.pause(started)
         with self._store.changing():
             instance = self._store.instances.get(instance_id)
@@ -197,10 +201,11 @@ class Transitions:
             instance.state = state
             mark_done(instance, failure)
 
-    def _state_after_failure(self, instance_id: str, action: str) -> str:
+    def _state_after_failure(self, instance_id: str, action: str, before: str) -> str:
         if action == "RunInstances":
             return "LAUNCH_FAILED"
-        return self.settled_power_state(instance_id, "RESCUE_MODE" if action == "ExitRescueMode" else "RUNNING")
+        on = "RESCUE_MODE" if before == "RESCUE_MODE" else "RUNNING"
+        return self.power_state(instance_id, on, "SHUTDOWN" if before == "SHUTDOWN" else "STOPPED")
 
 
 def mark_operating(instance: Instance, action: str, request_id: str) -> None:

@@ -88,6 +88,8 @@ class RecordingHypervisor:
         self._do("reboot", instance_id)
 
     def rescue(self, instance_id: str, username: str, password: str) -> None:
+        if "rescue" in self.fail:
+            raise HypervisorError(f"rescue of {instance_id} for {username}:{password} failed as asked")
         self._do("rescue", instance_id, username)
         self.running.add(instance_id)
         self.rescued[instance_id] = (username, password)
@@ -158,7 +160,9 @@ class Clock:
 class CloudUnderTest:
     """A running server with everything a test needs to talk to it and to look behind it."""
 
-    def __init__(self, directory: Path, store: Store, clock: Callable[[], float], minimum_delay: float) -> None:
+    def __init__(
+        self, directory: Path, store: Store, clock: Callable[[], float], minimum_delay: float, provision: bool = True
+    ) -> None:
         self.log_path = directory / "requests.jsonl"
         self.hypervisor = RecordingHypervisor()
         self.store = store
@@ -174,7 +178,7 @@ class CloudUnderTest:
             request_log=self.log_path,
         )
         self.cloud = self.server.cloud
-        for instance_id in list(store.instances):
+        for instance_id in list(store.instances) if provision else []:
             self.cloud.provision(instance_id)
         self.server.start()
         self.cvm: Any = self.client(cvm_client.CvmClient)
