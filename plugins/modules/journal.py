@@ -28,6 +28,7 @@ attributes:
   diff_mode:
     support: none
   platform:
+    support: full
     platforms: posix
   action_group:
     support: full
@@ -143,7 +144,7 @@ journal:
 file:
   description: The file.
   returned: success
-  type: path
+  type: str
 finding:
   description: What went wrong, with its code, cause and next step.
   returned: failure

@@ -28,6 +28,7 @@ attributes:
   diff_mode:
     support: full
   platform:
+    support: full
     platforms: posix
   action_group:
     support: full
