@@ -26,6 +26,7 @@ LAZY_MODULES = (
     "encodings.hex_codec",
     "encodings.idna",
     "encodings.latin_1",
+    "encodings.unicode_escape",
     "encodings.utf_8",
     "hashlib",
     "hmac",

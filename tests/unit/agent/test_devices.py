@@ -241,9 +241,8 @@ def test_mountinfo_of_this_host_is_understood() -> None:
 
 
 def test_mountinfo_keeps_escapes_optional_fields_and_superblock_options_apart() -> None:
-    (record,) = parse_mountinfo(
-        "36 35 98:0 /sub\\040dir /a\\134b\\011c rw,noatime shared:1 master:2 - ext3 /dev/my\\040disk ro,errors=continue\n"
-    )
+    before = "36 35 98:0 /sub\\040dir /a\\134b\\011c rw,noatime shared:1 master:2"
+    (record,) = parse_mountinfo(f"{before} - ext3 /dev/my\\040disk ro,errors=continue\n")
     assert (record.root, record.mountpoint, record.source) == ("/sub dir", "/a\\b\tc", "/dev/my disk")
     assert (os.major(record.device), os.minor(record.device)) == (98, 0)
     assert record.read_only
