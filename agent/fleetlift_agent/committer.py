@@ -1,0 +1,100 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Makes written extents durable in batches, and only then vouches for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Callable
+
+from fleetlift_agent import wire
+from fleetlift_agent.errors import AgentError
+from fleetlift_agent.replica import ReplicaDisk
+from fleetlift_agent.wire import ExtentKey
+
+# A batch is synced when it is this large or this old, whichever comes first.
+BATCH_BYTES = 32 << 20
+BATCH_SECONDS = 0.2
+
+
+class Committer:
+    """A thread that turns written extents into durable, recorded, acknowledged ones.
+
+    Order matters: fdatasync, then the manifest entry, then the acknowledgement.
+    `acknowledge` gets the extents of one batch; `failed` gets the error that ends it.
+    """
+
+    def __init__(
+        self,
+        disks: Sequence[ReplicaDisk],
+        acknowledge: Callable[[list[ExtentKey]], None],
+        failed: Callable[[AgentError], None],
+    ) -> None:
+        self._disks = disks
+        self._acknowledge = acknowledge
+        self._failed = failed
+        self._condition = threading.Condition()
+        self._pending: dict[ExtentKey, bytes] = {}
+        self._bytes = 0
+        self._closing = False
+        self._broken = False
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread.start()
+
+    def add(self, key: ExtentKey, digest: bytes, size: int) -> None:
+        """Queue an extent that was just written; waits while two batches are outstanding."""
+        with self._condition:
+            while self._bytes > 2 * BATCH_BYTES and not self._broken:
+                self._condition.wait()
+            self._pending[key] = digest
+            self._bytes += size
+            self._condition.notify_all()
+
+    def close(self) -> None:
+        """Commit what is queued and end."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                batch = self._next_batch()
+                if not batch:
+                    return
+                self._commit(batch)
+        except AgentError as error:
+            with self._condition:
+                self._broken = True
+                self._condition.notify_all()
+            self._failed(error)
+
+    def _next_batch(self) -> dict[ExtentKey, bytes]:
+        with self._condition:
+            while not self._pending and not self._closing:
+                self._condition.wait()
+            deadline = time.monotonic() + BATCH_SECONDS
+            while self._bytes < BATCH_BYTES and len(self._pending) < wire.MAX_ACKS and not self._closing:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    break
+                self._condition.wait(remaining)
+            batch, self._pending = self._pending, {}
+            self._bytes = 0
+            self._condition.notify_all()
+            return batch
+
+    def _commit(self, batch: dict[ExtentKey, bytes]) -> None:
+        for disk in {key.disk for key in batch}:
+            self._disks[disk].sync()
+        for key, digest in batch.items():
+            manifest = self._disks[key.disk].manifest
+            assert manifest is not None
+            manifest.set(key.extent, digest)
+        keys = list(batch)
+        for at in range(0, len(keys), wire.MAX_ACKS):
+            self._acknowledge(keys[at : at + wire.MAX_ACKS])

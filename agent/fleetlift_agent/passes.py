@@ -1,0 +1,157 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a pass reads: the extents of a pass, handed out once each, and given back when a connection dies."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from fleetlift_agent.extents import extent_count, extent_length
+from fleetlift_agent.wire import ExtentKey
+
+
+class DirtySource(Protocol):
+    """Says which extents a pass has to read."""
+
+    def extents(self) -> Iterator[ExtentKey]: ...
+
+
+class WholeDisks:
+    """Without change tracking every extent may have changed."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = sizes
+
+    def extents(self) -> Iterator[ExtentKey]:
+        for disk, size in enumerate(self._sizes):
+            for extent in range(extent_count(size)):
+                yield ExtentKey(disk, extent)
+
+
+@dataclass
+class Counters:
+    """Bytes of one pass. sent is content before compression, wire is everything handed to TLS.
+
+    changed: sub-blocks that differed from the target (data and zero); skipped: sub-blocks the target had already.
+    """
+
+    bytes_read: int = 0
+    bytes_changed: int = 0
+    bytes_sent: int = 0
+    bytes_wire: int = 0
+    bytes_skipped: int = 0
+    bytes_zero: int = 0
+
+
+class PassWork:
+    """The extents of one pass. An extent is open from `take` until `finish`; thread-safe."""
+
+    def __init__(self, number: int, kind: str, source: DirtySource, sizes: Sequence[int]) -> None:
+        self.number = number
+        self.kind = kind
+        self.counters = Counters()
+        self.bytes_done = 0
+        self.started = time.time()
+        self._begun = time.monotonic()
+        self._sizes = sizes
+        self._source = source.extents()
+        # An ordered set: what has to be handed out again.
+        self._again: dict[ExtentKey, None] = {}
+        self._open: set[ExtentKey] = set()
+        self._exhausted = False
+        self._condition = threading.Condition()
+
+    def take(self) -> ExtentKey | None:
+        """The next extent to read, or None when all were handed out."""
+        with self._condition:
+            key = self._next()
+            if key is None:
+                self._exhausted = True
+                self._condition.notify_all()
+            else:
+                self._open.add(key)
+            return key
+
+    def finish(self, key: ExtentKey) -> None:
+        """The target is known to hold this extent as it was read."""
+        with self._condition:
+            self._open.discard(key)
+            self.bytes_done += extent_length(self._sizes[key.disk], key.extent)
+            if not self._open:
+                self._condition.notify_all()
+
+    def requeue_open(self) -> None:
+        """Nothing that is open was confirmed: hand it out again."""
+        with self._condition:
+            self._again.update(dict.fromkeys(self._open))
+            self._open.clear()
+            self._exhausted = False
+
+    def redo(self, keys: Iterable[ExtentKey]) -> None:
+        """Extents that the target turned out not to have any more."""
+        with self._condition:
+            for key in keys:
+                if key not in self._again:
+                    self._again[key] = None
+                    length = extent_length(self._sizes[key.disk], key.extent)
+                    self.bytes_done = max(0, self.bytes_done - length)
+            self._exhausted = False
+
+    def _next(self) -> ExtentKey | None:
+        if self._again:
+            key = next(iter(self._again))
+            del self._again[key]
+            return key
+        # An extent handed out again may be open while the pass reaches it in its order.
+        return next((key for key in self._source if key not in self._open), None)
+
+    def count(self, **amounts: int) -> None:
+        with self._condition:
+            for name, amount in amounts.items():
+                setattr(self.counters, name, getattr(self.counters, name) + amount)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether every extent is finished; waits up to `seconds` for it."""
+        with self._condition:
+            if not (self._exhausted and not self._open):
+                self._condition.wait(seconds)
+            return self._exhausted and not self._open
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def result(self) -> dict[str, Any]:
+        """The pass as state.json records it."""
+        return {
+            "number": self.number,
+            "kind": self.kind,
+            "started": self.started,
+            "seconds": round(self.seconds, 3),
+            **asdict(self.counters),
+        }
+
+
+def worth_another_pass(passes: Sequence[dict[str, Any]], *, max_passes: int, max_downtime: float) -> bool:
+    """Whether one more delta pass would shorten the downtime.
+
+    The final pass reads every disk once, as the last pass did, so its duration predicts
+    the downtime. Stop when that fits and little changed, when passes no longer
+    shrink, or after `max_passes`.
+    """
+    if len(passes) >= max_passes:
+        return False
+    if len(passes) < 2:
+        return True
+    last, before = passes[-1], passes[-2]
+    small = last["bytes_changed"] <= 0.01 * max(1, last["bytes_read"])
+    if small and last["seconds"] <= max_downtime:
+        return False
+    if before["kind"] != "delta":
+        return True
+    return bool(last["bytes_changed"] < 0.8 * before["bytes_changed"])

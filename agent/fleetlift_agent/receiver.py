@@ -1,0 +1,519 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The receiver: takes the connections of its one sender and makes the target's disks equal to the source's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import mmap
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+from fleetlift_agent import features, wire
+from fleetlift_agent.committer import Committer
+from fleetlift_agent.compression import Unpacker
+from fleetlift_agent.connection import Connection, ConnectionLost
+from fleetlift_agent.errors import AgentError
+from fleetlift_agent.extents import EXTENT, SUB_BLOCK, data_bytes, sub_block_count, sub_blocks_of
+from fleetlift_agent.hashing import DIGEST, UNKNOWN, is_zero, load_hash
+from fleetlift_agent.manifest import FileManifest, disk_root
+from fleetlift_agent.replica import ReplicaDisk
+from fleetlift_agent.state import State, read_boot_id, write_json
+from fleetlift_agent.tls import TlsIdentity
+from fleetlift_agent.wire import ExtentKey, Write
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_SECONDS = 15.0
+_MAX_HANDSHAKES = 32
+_MAX_CONNECTIONS = 64
+# Sub-block hashes that were told to the sender and are likely to be needed for its answer: 2 KiB each.
+_REMEMBERED = 512
+_VERIFY_THREADS = 2
+
+
+class Session:
+    """All connections of one sender process at one time, and the committer that serves them."""
+
+    def __init__(self, session_id: str, disks: Sequence[ReplicaDisk], agreed: features.Features) -> None:
+        self.id = session_id
+        self.disks = disks
+        self.features = agreed
+        self.hash = load_hash(agreed.hash)
+        self._lock = threading.Lock()
+        self._connections: dict[int, Connection] = {}
+        self._threads: set[threading.Thread] = set()
+        self._told: dict[ExtentKey, bytes] = {}
+        self.closing = threading.Event()
+        self.committer = Committer(disks, self._acknowledge, self.fail)
+        self.bytes_written = 0
+
+    def join(self, number: int, connection: Connection, thread: threading.Thread) -> None:
+        with self._lock:
+            if self.closing.is_set() or number in self._connections or len(self._connections) >= _MAX_CONNECTIONS:
+                raise ConnectionLost("the session does not take this connection")
+            self._connections[number] = connection
+            self._threads.add(thread)
+
+    def leave(self, number: int, thread: threading.Thread) -> None:
+        with self._lock:
+            self._connections.pop(number, None)
+            self._threads.discard(thread)
+
+    def spawn(self, target: Callable[[], None]) -> None:
+        """Run `target` in a thread that ends before the session does."""
+        thread = threading.Thread(target=lambda: self._run(target), name="verify", daemon=True)
+        with self._lock:
+            self._threads.add(thread)
+        thread.start()
+
+    def _run(self, target: Callable[[], None]) -> None:
+        try:
+            target()
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def close(self) -> None:
+        """End every connection and wait until nothing of this session can write to a disk any more."""
+        self.closing.set()
+        with self._lock:
+            connections = list(self._connections.values())
+            threads = [thread for thread in self._threads if thread is not threading.current_thread()]
+        for connection in connections:
+            connection.close()
+        for thread in threads:
+            thread.join()
+        self.committer.close()
+
+    def fail(self, error: AgentError) -> None:
+        """Tell the sender why, and end the connections."""
+        log.error("session %s: %s", self.id[:8], error)
+        self.closing.set()
+        with self._lock:
+            connections = list(self._connections.values())
+        for connection in connections[:1]:
+            connection.send_error(error)
+        for connection in connections:
+            connection.close()
+
+    def remember(self, key: ExtentKey, hashes: bytes) -> None:
+        with self._lock:
+            while len(self._told) >= _REMEMBERED:
+                self._told.pop(next(iter(self._told)))
+            self._told[key] = hashes
+
+    def recall(self, key: ExtentKey) -> bytes | None:
+        with self._lock:
+            return self._told.pop(key, None)
+
+    @property
+    def connection_count(self) -> int:
+        with self._lock:
+            return len(self._connections)
+
+    def _acknowledge(self, keys: list[ExtentKey]) -> None:
+        with self._lock:
+            connection = next(iter(self._connections.values()), None)
+        if connection is None:
+            return
+        try:
+            connection.send(wire.ACK, wire.pack_acks(keys))
+        except ConnectionLost:
+            # The sender learns the same from the manifest when it connects again.
+            log.info("an acknowledgement found no sender")
+
+
+class Worker:
+    """Serves one connection: applies writes, answers questions about the target's content."""
+
+    def __init__(self, session: Session, connection: Connection, receiver: Receiver) -> None:
+        self._session = session
+        self._connection = connection
+        self._receiver = receiver
+        self._hash = session.hash
+        self._unpacker = Unpacker()
+        self._buffer = mmap.mmap(-1, EXTENT)
+
+    def serve(self) -> None:
+        """Until the connection ends (ConnectionLost) or breaks the protocol (AgentError)."""
+        while True:
+            kind, payload = self._connection.receive()
+            if kind == wire.WRITE:
+                self._write(payload)
+            elif kind == wire.SUB_HASHES_REQUEST:
+                self._tell_sub_hashes(wire.parse_extent_key(payload))
+            elif kind == wire.DIGESTS_REQUEST:
+                self._tell_digests(wire.parse_digests_request(payload))
+            elif kind == wire.PING:
+                self._connection.send(wire.PONG)
+            elif kind == wire.REQUEST:
+                self._request(wire.parse_json(payload))
+            else:
+                raise wire.malformed(f"a frame of type {kind} is not for a receiver")
+
+    def _disk(self, number: int, extent: int) -> ReplicaDisk:
+        if number >= len(self._session.disks) or extent >= self._session.disks[number].extents:
+            raise wire.malformed(f"extent {extent} of disk {number} does not exist")
+        return self._session.disks[number]
+
+    def _own_sub_hashes(self, disk: ReplicaDisk, extent: int) -> bytes:
+        return self._hash.sub_hashes(disk.read(extent, self._buffer))
+
+    def _tell_sub_hashes(self, key: ExtentKey) -> None:
+        disk = self._disk(key.disk, key.extent)
+        hashes = self._own_sub_hashes(disk, key.extent)
+        _manifest(disk).set(key.extent, self._hash.digest(hashes))
+        self._session.remember(key, hashes)
+        self._connection.send(wire.SUB_HASHES, wire.Hashes(key, hashes).pack())
+
+    def _tell_digests(self, request: wire.DigestsRequest) -> None:
+        disk = self._disk(request.disk, request.first + request.count - 1)
+        digests = _manifest(disk).slice(request.first, request.count)
+        self._connection.send(wire.DIGESTS, wire.Hashes(ExtentKey(request.disk, request.first), digests).pack())
+
+    def _write(self, payload: memoryview) -> None:
+        write, packed = wire.parse_write(payload)
+        disk = self._disk(write.key.disk, write.key.extent)
+        extent = write.key.extent
+        length = disk.length(extent)
+        if write.ranges[-1].first + write.ranges[-1].count > sub_block_count(length) or write.raw_length != data_bytes(
+            write.ranges, length
+        ):
+            raise wire.malformed("the ranges of a write do not fit its extent or its content")
+        content = self._unpacker.unpack(write.codec, packed, write.raw_length)
+        self._check(disk, write, content)
+        ranges = write.ranges
+        # Zeros are only written where there is something else: a blank target stays sparse.
+        if any(part.zero for part in ranges):
+            own = disk.read(extent, self._buffer)
+            ranges = tuple(part for part in ranges if not (part.zero and is_zero(own[slice(*part.span(length))])))
+        self._receiver.unseal()
+        _manifest(disk).set(extent, UNKNOWN)
+        disk.write(extent, ranges, content)
+        self._receiver.wrote(data_bytes(ranges, length))
+        self._session.committer.add(write.key, write.digest, length)
+
+    def _check(self, disk: ReplicaDisk, write: Write, content: bytes) -> None:
+        """The content must be what the sender hashed, and the extent must become what its digest says."""
+        count = sub_block_count(disk.length(write.key.extent))
+        changed = dict(sub_blocks_of(write.ranges))
+        told = self._session.recall(write.key)
+        if len(changed) == count:
+            told = bytes(count * DIGEST)
+        elif told is None:
+            told = self._own_sub_hashes(disk, write.key.extent)
+        merged = [told[at * DIGEST : (at + 1) * DIGEST] for at in range(count)]
+        view = memoryview(content)
+        arrived = []
+        for number, zero in changed.items():
+            size = min(SUB_BLOCK, disk.length(write.key.extent) - number * SUB_BLOCK)
+            if zero:
+                merged[number] = self._hash.zero_sub_block if size == SUB_BLOCK else self._hash.digest(bytes(size))
+            else:
+                merged[number] = self._hash.digest(view[:size])
+                arrived.append(merged[number])
+                view = view[size:]
+        if self._hash.root(arrived) != write.content_hash or self._hash.root(merged) != write.digest:
+            raise AgentError(
+                "CONTENT_MISMATCH",
+                f"Content for extent {write.key.extent} of disk {disk.id} does not have the announced hash",
+                "Nothing was written; the connection is made again and the extent compared anew. If this repeats, "
+                "suspect the memory of one of the two hosts",
+                {"disk": disk.id, "extent": write.key.extent},
+                subject=f"disk {disk.id}",
+            )
+
+    def _request(self, request: dict[str, Any]) -> None:
+        operation = request.get("op")
+        if operation == "verify":
+            self._session.spawn(lambda: self._verify(request))
+        elif operation == "seal":
+            self._receiver.seal(str(request.get("root_hash"))[:128])
+            self._reply(request, {})
+        elif operation == "unseal":
+            self._receiver.unseal()
+            self._reply(request, {})
+        else:
+            raise wire.malformed(f"unknown request {str(operation)[:40]!r}")
+
+    def _verify(self, request: dict[str, Any]) -> None:
+        try:
+            self._reply(request, self._receiver.verify(self._session))
+        except AgentError as error:
+            self._session.fail(error)
+        except ConnectionLost:
+            log.info("verification ended without its sender")
+
+    def _reply(self, request: dict[str, Any], result: dict[str, Any]) -> None:
+        self._connection.send_json(wire.REPLY, {"id": request.get("id"), **result})
+
+
+class Receiver:
+    """The receiving daemon's core. Disks come opened; `directory` holds manifests and the sealed record."""
+
+    def __init__(
+        self,
+        *,
+        migration: str,
+        disks: Sequence[ReplicaDisk],
+        identity: TlsIdentity,
+        listener: socket.socket,
+        directory: Path,
+        state: State,
+        peer_timeout: float,
+    ) -> None:
+        self._migration = migration
+        self._disks = disks
+        self._identity = identity
+        self._listener = listener
+        self._directory = directory
+        self._state = state
+        self._timeout = peer_timeout
+        self._session: Session | None = None
+        self._session_lock = threading.Lock()
+        self._seal_lock = threading.Lock()
+        self._count_lock = threading.Lock()
+        self._handshakes = threading.BoundedSemaphore(_MAX_HANDSHAKES)
+        self._stopping = threading.Event()
+        self._written = 0
+        self._sealed = self._load_sealed()
+        self._rest()
+
+    def start(self) -> None:
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
+
+    def close(self) -> None:
+        self._stopping.set()
+        with contextlib.suppress(OSError):
+            # Closing alone would not wake the thread that waits in accept.
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._session_lock:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+        for disk in self._disks:
+            disk.close()
+
+    # Sealing: the record that the target's disks were verified and nothing was written since.
+
+    def seal(self, root_hash: str) -> None:
+        with self._seal_lock:
+            self._sealed = {"root_hash": root_hash, "time": time.time()}
+            write_json(self._directory / "sealed.json", self._sealed)
+            self._state.update(sealed=self._sealed, phase="sealed")
+
+    def unseal(self) -> None:
+        if self._sealed is None:
+            return
+        with self._seal_lock:
+            self._sealed = None
+            (self._directory / "sealed.json").unlink(missing_ok=True)
+            self._state.update(sealed=None, phase="receiving")
+
+    def _load_sealed(self) -> dict[str, Any] | None:
+        path = self._directory / "sealed.json"
+        if not path.exists():
+            return None
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return value
+
+    def _rest(self) -> None:
+        """The phase between sessions."""
+        self._state.update(phase="sealed" if self._sealed else "listening", sealed=self._sealed, connections=0)
+
+    def wrote(self, size: int) -> None:
+        with self._count_lock:
+            self._written += size
+            totals = {**self._state.get("totals"), "bytes_sent": self._written}
+            self._state.touch(totals=totals)
+
+    # Verification.
+
+    def verify(self, session: Session) -> dict[str, Any]:
+        """Read every disk back past the cache and return its root hashes; the manifests then say what was read."""
+        self._state.update(phase="verifying")
+        for disk in self._disks:
+            disk.sync()
+        roots = []
+        done = [0]
+        for number, disk in enumerate(self._disks):
+            self._rehash(session, disk, done)
+            roots.append(disk_root(_manifest(disk), session.hash))
+            disks = self._state.get("disks")
+            disks[number]["root_hash"] = roots[-1].hex()
+        self._state.update(phase="receiving")
+        return {"roots": [root.hex() for root in roots], "root_hash": session.hash.root(roots).hex()}
+
+    def _rehash(self, session: Session, disk: ReplicaDisk, done: list[int]) -> None:
+        numbers = iter(range(disk.extents))
+        lock = threading.Lock()
+        errors: list[AgentError] = []
+
+        def work() -> None:
+            buffer = mmap.mmap(-1, EXTENT)
+            while not session.closing.is_set() and not errors:
+                with lock:
+                    extent = next(numbers, None)
+                if extent is None:
+                    return
+                try:
+                    digest = session.hash.extent_digest(disk.read(extent, buffer))
+                except AgentError as error:
+                    errors.append(error)
+                    return
+                _manifest(disk).set(extent, digest)
+                with lock:
+                    done[0] += disk.length(extent)
+                    self._state.touch(progress={**self._state.get("progress"), "kind": "verify", "bytes_done": done[0]})
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(_VERIFY_THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        if session.closing.is_set():
+            raise ConnectionLost("the session ended during verification")
+
+    # Connections.
+
+    def _accept(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                raw, address = self._listener.accept()
+            except OSError as error:
+                if self._stopping.is_set():
+                    return
+                log.error("accept: %s", error)
+                self._stopping.wait(0.2)
+                continue
+            if not self._handshakes.acquire(blocking=False):
+                raw.close()
+                continue
+            threading.Thread(target=self._serve, args=(raw, address), name="connection", daemon=True).start()
+
+    def _serve(self, raw: socket.socket, address: Any) -> None:
+        connection: Connection | None = None
+        try:
+            try:
+                tune(raw, self._timeout)
+                raw.settimeout(HANDSHAKE_SECONDS)
+                connection = Connection(self._identity.wrap(raw), self._timeout)
+                connection.exchange_preambles()
+                hello = connection.receive_json(wire.HELLO)
+            finally:
+                self._handshakes.release()
+            self._converse(connection, hello)
+        except (ConnectionLost, OSError) as error:
+            log.info("connection from %s ended: %s", address[0], error)
+        except AgentError as error:
+            log.warning("connection from %s refused: %s", address[0], error)
+            self._state.touch(error={**error.record(), "severity": "warning"})
+            if connection is not None:
+                connection.send_error(error)
+        finally:
+            if connection is not None:
+                connection.release()
+            else:
+                raw.close()
+
+    def _converse(self, connection: Connection, hello: dict[str, Any]) -> None:
+        session = self._session_for(hello)
+        number = int(hello["connection"])
+        thread = threading.current_thread()
+        session.join(number, connection, thread)
+        try:
+            self._state.update(connections=session.connection_count)
+            connection.send_json(wire.WELCOME, self._welcome(session, number))
+            Worker(session, connection, self).serve()
+        except AgentError as error:
+            if error.code in ("TARGET_WRITE_FAILED", "DISK_READ_FAILED"):
+                self._state.update(error=error.record())
+            raise
+        finally:
+            session.leave(number, thread)
+            if session.connection_count == 0 and not session.closing.is_set():
+                self._rest()
+
+    def _session_for(self, hello: dict[str, Any]) -> Session:
+        """The session this connection belongs to; connection 0 of a new sender ends the session before it."""
+        agreed = self._check_hello(hello)
+        with self._session_lock:
+            current = self._session
+            if current is not None and current.id == hello["session"]:
+                return current
+            if hello["connection"] != 0:
+                raise ConnectionLost("the session of this connection is over")
+            if current is not None:
+                current.close()
+            for disk in self._disks:
+                self._open_manifest(disk, agreed.hash)
+            self._session = Session(hello["session"], self._disks, agreed)
+            if self._sealed is None:
+                self._state.touch(phase="receiving")
+            self._state.update(
+                features={"hash": agreed.hash, "compression": agreed.compression, "change_detector": None}, error=None
+            )
+            return self._session
+
+    def _check_hello(self, hello: dict[str, Any]) -> features.Features:
+        session, number, offer = hello.get("session"), hello.get("connection"), hello.get("features")
+        if (
+            not isinstance(session, str)
+            or not isinstance(number, int)
+            or not 0 <= number < _MAX_CONNECTIONS
+            or not isinstance(offer, dict)
+        ):
+            raise wire.malformed("HELLO lacks its session, connection or features")
+        own = [{"id": disk.id, "size": disk.size, "target_serial": disk.serial} for disk in self._disks]
+        if hello.get("migration") != self._migration or hello.get("disks") != own:
+            raise AgentError(
+                "PEER_PLAN_DIFFERS",
+                "The sender belongs to another migration or maps its disks differently",
+                "Install both agents again from the same plan",
+                {"own": {"migration": self._migration, "disks": own}, "peer": str(hello)[:2000]},
+                subject=f"migration {self._migration}",
+            )
+        return features.agree(offer, features.offered())
+
+    def _welcome(self, session: Session, number: int) -> dict[str, Any]:
+        buffer = mmap.mmap(-1, EXTENT)
+        return {
+            "session": session.id,
+            "features": {"hash": session.features.hash, "compression": session.features.compression},
+            # Sampled only once per session, and before anything was written in it.
+            "blank": [number == 0 and disk.looks_blank(buffer) for disk in self._disks],
+        }
+
+    def _open_manifest(self, disk: ReplicaDisk, hash_name: str) -> None:
+        if disk.manifest is not None:
+            disk.manifest.close()
+        disk.manifest = FileManifest(
+            self._directory / f"manifest-{disk.id}.bin",
+            hash_name=hash_name,
+            boot_id=read_boot_id(),
+            serial=disk.serial,
+            disk_size=disk.size,
+        )
+
+
+def tune(raw: socket.socket, peer_timeout: float) -> None:
+    """Small frames leave at once, and a dead peer is noticed."""
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(peer_timeout * 1000))
+
+
+def _manifest(disk: ReplicaDisk) -> FileManifest:
+    assert disk.manifest is not None
+    return disk.manifest

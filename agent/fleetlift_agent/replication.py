@@ -1,0 +1,350 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sender daemon's commands: replicate, set, stop, cutover, release, abort."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Callable
+
+from fleetlift_agent.bucket import TokenBucket
+from fleetlift_agent.config import parse_bandwidth
+from fleetlift_agent.connection import ConnectionLost
+from fleetlift_agent.cutover import Cutover, CutoverOptions, Order
+from fleetlift_agent.errors import AgentError
+from fleetlift_agent.passes import DirtySource, PassWork, WholeDisks, worth_another_pass
+from fleetlift_agent.quiesce import Quiesce
+from fleetlift_agent.sender import Cancelled, Replicator, Route, SenderDisk
+from fleetlift_agent.state import State
+
+log = logging.getLogger(__name__)
+
+_RATE_SECONDS = 10.0
+_KEPT_PASSES = 100
+
+
+class Replication:
+    """One source's replication from the first pass to the cutover. At most one thread moves data."""
+
+    def __init__(
+        self,
+        *,
+        migration: str,
+        disks: Sequence[SenderDisk],
+        route: Route,
+        quiesce: Quiesce,
+        state: State,
+        bandwidth_limit: int | None,
+        max_passes: int,
+        max_downtime: float,
+    ) -> None:
+        self._state = state
+        self._quiesce = quiesce
+        self._bucket = TokenBucket(bandwidth_limit)
+        self._max_passes = max_passes
+        self._max_downtime = max_downtime
+        self._replicator = Replicator(
+            migration=migration, disks=disks, route=route, bucket=self._bucket, stalled=self._stalled
+        )
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._cutover: Cutover | None = None
+        self._synced_once = False
+        self._work: PassWork | None = None
+        self._passes: list[dict[str, Any]] = []
+        self._pass_number = 0
+        self._finished_totals = dict(state.get("totals"))
+        self._rates: deque[tuple[float, int]] = deque()
+        state.update(bandwidth_limit=bandwidth_limit)
+
+    # Commands. Each takes and returns JSON objects and raises AgentError.
+
+    def replicate(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            self._configure(arguments)
+            if self._busy() or (self._state.get("phase") == "in_sync" and not arguments.get("refresh")):
+                return {"already_running": True}
+            self._stop.clear()
+            self._launch(self._replicate)
+            return {"already_running": False}
+
+    def set(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            self._configure(arguments)
+            return {"bandwidth_limit": self._bucket.rate}
+
+    def stop(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            self._refuse_during_cutover("stop replication")
+            thread = self._thread
+        if thread is None or not thread.is_alive():
+            return {"was_running": False}
+        self._stop.set()
+        thread.join()
+        return {"was_running": True}
+
+    def cutover(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            current = self._cutover
+            if current is not None and current.record["phase"] != "aborted":
+                return {"already_running": True, "cutover": current.record}
+            if self._busy() or self._state.get("phase") != "in_sync":
+                raise AgentError(
+                    "NOT_IN_SYNC",
+                    f"The target is not in sync: the sender's phase is {self._state.get('phase')}",
+                    "Replicate first and wait for the phase in_sync",
+                    subject="cutover",
+                )
+            self._cutover = Cutover(
+                _options(arguments),
+                replicator=self._replicator,
+                quiesce=self._quiesce,
+                run_pass=self._run_pass,
+                publish=self._show_cutover,
+            )
+            self._state.update(phase="cutover", error=None)
+            self._show_cutover(self._cutover.record)
+            self._launch(self._cut_over)
+            return {"already_running": False}
+
+    def release(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        action = arguments.get("action")
+        if action not in ("thaw", "power_off"):
+            raise AgentError("ARGUMENT_INVALID", f"action is {action!r}", "Release with the action thaw or power_off")
+        with self._lock:
+            current = self._cutover
+            phase = current.record["phase"] if current else None
+            if current is None or phase not in ("prepared", "committed", "released"):
+                raise AgentError(
+                    "CUTOVER_NOT_PREPARED",
+                    f"There is nothing to release: the cutover is {phase or 'not begun'}",
+                    "Cut over first and wait for the cutover's phase prepared",
+                    subject="cutover",
+                )
+            if phase != "prepared":
+                return {"cutover": current.record}
+            order = current.order(str(action))
+        self._await(order)
+        if order.error is not None:
+            raise order.error
+        return {"cutover": current.record}
+
+    def abort(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            current = self._cutover
+            if current is None or current.finished:
+                return {"aborted": False}
+            if current.record["phase"] == "committed":
+                raise AgentError(
+                    "CUTOVER_COMMITTED",
+                    "The cutover is committed: the source is being powered off and the target may be in use",
+                    "To go back to the source, roll back",
+                    subject="cutover",
+                )
+            order = current.order("abort")
+        self._await(order)
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        return {"aborted": True, "cutover": current.record}
+
+    def close(self) -> None:
+        """Undo a cutover that is not committed, stop replicating, disconnect."""
+        current = self._cutover
+        if current is not None and not current.finished and current.record["phase"] != "committed":
+            self.abort({})
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._replicator.disconnect()
+
+    def publish(self) -> None:
+        """Put the counters of the running pass into the state."""
+        work = self._work
+        if work is None:
+            return
+        total = self._state.get("progress")["bytes_total"]
+        done = min(total, work.bytes_done)
+        rate = self._rate(work)
+        self._state.touch(
+            progress={
+                "pass": work.number,
+                "kind": work.kind,
+                "bytes_total": total,
+                "bytes_done": done,
+                "bytes_sent": work.counters.bytes_sent,
+                "rate": rate,
+                "eta_seconds": round((total - done) / rate, 1) if rate else None,
+            },
+            totals=self._totals(work.result()),
+        )
+
+    # The threads.
+
+    def _replicate(self) -> None:
+        run: list[dict[str, Any]] = []
+        try:
+            while worth_another_pass(run, max_passes=self._max_passes, max_downtime=self._max_downtime):
+                kind = "delta" if self._synced_once else "initial"
+                self._state.update(phase=f"{kind}_sync", error=None)
+                self._run_pass(kind, WholeDisks(self._replicator.sizes), self._stop.is_set)
+                self._synced_once = True
+                run.append(self._passes[-1])
+            self._replicator.disconnect()
+            self._state.update(phase="in_sync", stalled=None, connections=0)
+        except Cancelled:
+            self._replicator.disconnect()
+            self._state.update(phase="stopped", stalled=None, connections=0)
+
+    def _cut_over(self) -> None:
+        cutover = self._cutover
+        assert cutover is not None
+        cutover.run()
+        self._replicator.disconnect()
+        if cutover.record["phase"] == "aborted":
+            self._state.update(phase="in_sync", stalled=None, connections=0)
+        else:
+            self._state.update(stalled=None, connections=0)
+
+    def _run_pass(self, kind: str, source: DirtySource, cancelled: Callable[[], bool]) -> None:
+        self._pass_number += 1
+        work = PassWork(self._pass_number, kind, source, self._replicator.sizes)
+        self._rates.clear()
+        self._work = work
+        try:
+            self._replicator.run_pass(work, cancelled)
+        finally:
+            self.publish()
+            self._work = None
+            result = work.result()
+            self._finished_totals = self._totals(result)
+            self._passes = [*self._passes, result][-_KEPT_PASSES:]
+            self._state.update(passes=self._passes)
+        self._show_roots()
+
+    def _launch(self, target: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=lambda: self._guard(target), name="replication", daemon=True)
+        self._thread.start()
+
+    def _guard(self, target: Callable[[], None]) -> None:
+        try:
+            target()
+        except AgentError as error:
+            log.error("replication failed: %s", error)
+            self._state.update(phase="failed", error=error.record(), stalled=None)
+        except Exception as error:  # A thread has nobody else to tell.
+            log.exception("replication")
+            failure = AgentError(
+                "INTERNAL_ERROR",
+                f"The agent met something it was not written for: {type(error).__name__}: {error}",
+                "Keep agent.log and report this; replicating again continues where it stopped",
+            )
+            self._state.update(phase="failed", error=failure.record(), stalled=None)
+
+    def _busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _await(self, order: Order) -> None:
+        """Until the cutover's thread has carried out the order, or ended without seeing it."""
+        while not order.done.wait(0.2):
+            if not self._busy() and not order.done.is_set():
+                order.error = AgentError(
+                    "CUTOVER_NOT_PREPARED",
+                    "The cutover ended before the order reached it",
+                    "Look at the cutover's error, then cut over again",
+                    subject="cutover",
+                )
+                return
+
+    def _refuse_during_cutover(self, what: str) -> None:
+        current = self._cutover
+        if current is not None and self._busy() and not current.finished:
+            raise AgentError(
+                "CUTOVER_RUNNING", f"A cutover is running, so the agent will not {what}", "Release or abort it first"
+            )
+
+    def _configure(self, arguments: dict[str, Any]) -> None:
+        if "bandwidth_limit" in arguments:
+            limit = parse_bandwidth(arguments["bandwidth_limit"])
+            if limit != self._bucket.rate:
+                self._bucket.set_rate(limit)
+                self._state.update(bandwidth_limit=limit)
+        if arguments.get("max_passes") is not None:
+            self._max_passes = max(1, int(_seconds(arguments, "max_passes", 0)))
+        if arguments.get("max_downtime") is not None:
+            self._max_downtime = _seconds(arguments, "max_downtime", 0)
+
+    def _show_cutover(self, record: dict[str, Any]) -> None:
+        self._state.update(cutover=record)
+
+    def _show_roots(self) -> None:
+        try:
+            roots, _root = self._replicator.roots()
+        except ConnectionLost:
+            # The pass is complete; the roots follow with the next one.
+            return
+        disks = self._state.get("disks")
+        for disk, root in zip(disks, roots):
+            disk["root_hash"] = root
+        self._state.update(disks=disks)
+
+    def _stalled(self, reason: Exception | None) -> None:
+        before = self._state.get("stalled")
+        if reason is not None:
+            since = before["since"] if before else time.time()
+            record = reason.record() if isinstance(reason, AgentError) else None
+            self._state.update(stalled={"since": since, "reason": str(reason), "error": record}, connections=0)
+            return
+        session = self._replicator.session
+        if session is not None:
+            self._state.update(
+                stalled=None,
+                connections=len(session.connections),
+                features={
+                    "hash": session.features.hash,
+                    "compression": session.features.compression,
+                    "change_detector": self._replicator.change_detector,
+                },
+            )
+
+    def _totals(self, result: dict[str, Any]) -> dict[str, int]:
+        return {name: value + result[name] for name, value in self._finished_totals.items()}
+
+    def _rate(self, work: PassWork) -> int:
+        now = time.monotonic()
+        self._rates.append((now, work.bytes_done))
+        while len(self._rates) > 2 and now - self._rates[0][0] > _RATE_SECONDS:
+            self._rates.popleft()
+        then, before = self._rates[0]
+        if now - then < 0.1:
+            return int(work.bytes_done / work.seconds) if work.seconds > 0.1 else 0
+        return max(0, int((work.bytes_done - before) / (now - then)))
+
+
+def _options(arguments: dict[str, Any]) -> CutoverOptions:
+    services = arguments.get("services", [])
+    if not isinstance(services, list) or not all(isinstance(name, str) and name for name in services):
+        raise AgentError("ARGUMENT_INVALID", "services is not a list of names", "Give the services as a list of names")
+    freeze = arguments.get("freeze", True)
+    if not isinstance(freeze, bool):
+        raise AgentError("ARGUMENT_INVALID", f"freeze is {freeze!r}", "Give freeze as true or false")
+    return CutoverOptions(
+        services=tuple(services),
+        service_timeout=_seconds(arguments, "service_timeout", 120),
+        freeze=freeze,
+        freeze_timeout=_seconds(arguments, "freeze_timeout", 120),
+        hold_timeout=_seconds(arguments, "hold_timeout", 300),
+    )
+
+
+def _seconds(arguments: dict[str, Any], name: str, default: float) -> float:
+    value = arguments.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86400:
+        raise AgentError("ARGUMENT_INVALID", f"{name} is {value!r}", f"Give {name} as a number from 0 to 86400")
+    return float(value)

@@ -1,0 +1,653 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sender's data plane: read → hash → compare → compress → send → acknowledged.
+
+Memory (bytes): 48 per MiB of source disk (digest 32, change detector 16), one MiB per
+pooled buffer, about 4 MiB per connection, and what the interpreter needs. `memory_bound` says how much.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import queue
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Callable, Protocol
+
+from fleetlift_agent import features, hashing, wire
+from fleetlift_agent.bucket import TokenBucket
+from fleetlift_agent.compression import Economy, load_codec
+from fleetlift_agent.connection import Connection, ConnectionLost
+from fleetlift_agent.errors import AgentError
+from fleetlift_agent.extents import EXTENT, Range, coalesce, data_bytes, sub_block_count, zero_bytes
+from fleetlift_agent.hashing import DETECTOR, DIGEST, UNKNOWN, Hash, load_hash
+from fleetlift_agent.manifest import MemoryManifest, disk_root
+from fleetlift_agent.passes import PassWork
+from fleetlift_agent.reader import BufferPool, DirectReader
+from fleetlift_agent.receiver import HANDSHAKE_SECONDS, tune
+from fleetlift_agent.tls import TlsIdentity
+from fleetlift_agent.wire import ExtentKey, Write
+
+log = logging.getLogger(__name__)
+
+_READERS = 2
+# Extents sent and not yet acknowledged; each costs a few hundred bytes here, its content nothing.
+_WINDOW = 512
+# Errors that a new connection cannot cure.
+_FATAL = {
+    "PROTOCOL_VERSION_MISMATCH",
+    "PEER_PLAN_DIFFERS",
+    "FEATURES_DIFFER",
+    "TARGET_WRITE_FAILED",
+    "DISK_READ_FAILED",
+}
+
+
+class Cancelled(Exception):
+    """The pass was told to stop."""
+
+
+class OpenSource(Protocol):
+    """What replication needs of an opened source disk."""
+
+    @property
+    def fd(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def logical_block_size(self) -> int: ...
+
+
+class SenderDisk:
+    """A source disk with what is known about the target's copy of it.
+
+    manifest: per extent the digest that the target is known to hold durably. A
+    detector entry is the fingerprint of the source's content with that digest.
+    """
+
+    def __init__(self, disk_id: str, source: OpenSource, target_serial: str) -> None:
+        self.id = disk_id
+        self.size = source.size
+        self.target_serial = target_serial
+        self.reader = DirectReader(source.fd, source.size, source.logical_block_size, f"source disk {disk_id}")
+        self.manifest = MemoryManifest(source.size)
+        self._fingerprints = bytearray(self.manifest.count * DETECTOR)
+
+    def confirm(self, extent: int, digest: bytes, fingerprint: bytes) -> None:
+        """The target holds `digest`, which is what the source had with `fingerprint`."""
+        self.manifest.set(extent, digest)
+        self._set_fingerprint(extent, fingerprint or bytes(DETECTOR))
+
+    def learn(self, extent: int, digest: bytes) -> None:
+        """The target says that it holds `digest`; the source's content is not known to match."""
+        self.manifest.set(extent, digest)
+        self._set_fingerprint(extent, bytes(DETECTOR))
+
+    def unchanged(self, extent: int, fingerprint: bytes) -> bool:
+        """Whether the fingerprint proves that the target's copy is still right."""
+        at = extent * DETECTOR
+        return bool(fingerprint) and self._fingerprints[at : at + DETECTOR] == fingerprint
+
+    def _set_fingerprint(self, extent: int, fingerprint: bytes) -> None:
+        self._fingerprints[extent * DETECTOR : (extent + 1) * DETECTOR] = fingerprint
+
+
+def memory_bound(disk_bytes: int, connections: int) -> int:
+    """The most resident bytes a sender uses, the interpreter's 40 MiB included."""
+    extents = disk_bytes // EXTENT + 1
+    return (40 << 20) + extents * (DIGEST + DETECTOR) + (pool_size(connections) << 20) + connections * (4 << 20)
+
+
+def pool_size(connections: int) -> int:
+    """How many extent buffers may be between reading and sending."""
+    return max(16, 4 * connections)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An extent that was read and differs from what the target is known to hold. Owns its buffer."""
+
+    key: ExtentKey
+    buffer: mmap.mmap
+    view: memoryview
+    hashes: bytes
+    digest: bytes
+    fingerprint: bytes
+
+
+@dataclass(frozen=True)
+class _Ask:
+    item: _Read
+
+
+@dataclass(frozen=True)
+class _Send:
+    item: _Read
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
+class Route:
+    """How to reach the receiver."""
+
+    host: str
+    port: int
+    identity: TlsIdentity
+    connections: int
+    peer_timeout: float
+
+
+class Session:
+    """N connections to the receiver with their reading threads; made once, failed once."""
+
+    def __init__(self, route: Route, migration: str, disks: Sequence[SenderDisk], bucket: TokenBucket) -> None:
+        self._route = route
+        self._disks = disks
+        self._failure: Exception | None = None
+        self._failed = threading.Event()
+        self._lock = threading.Lock()
+        self._replies: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
+        self._request_number = 0
+        self._threads: list[threading.Thread] = []
+        self.on_sub_hashes: Callable[[wire.Hashes], None] | None = None
+        self.on_ack: Callable[[list[ExtentKey]], None] | None = None
+        self._digests: queue.SimpleQueue[wire.Hashes] = queue.SimpleQueue()
+        self.connections: list[Connection] = []
+        hello = {
+            "session": secrets.token_hex(16),
+            "migration": migration,
+            "disks": [{"id": disk.id, "size": disk.size, "target_serial": disk.target_serial} for disk in disks],
+            "features": features.offered(),
+        }
+        try:
+            welcome = self._join(hello, 0, bucket)
+            self.features = features.agree(
+                {kind: [name] for kind, name in welcome.get("features", {}).items()}, features.offered()
+            )
+            blank = welcome.get("blank")
+            if not isinstance(blank, list) or len(blank) != len(disks):
+                raise wire.malformed("WELCOME does not say which disks are blank")
+            self.blank = [bool(flag) for flag in blank]
+            for number in range(1, route.connections):
+                self._join(hello, number, bucket)
+        except BaseException:
+            self.close()
+            raise
+        self.hash: Hash = load_hash(self.features.hash)
+        for connection in self.connections:
+            self._spawn(lambda connection=connection: self._receive(connection), "receive")
+        self._spawn(self._ping, "ping")
+
+    def _join(self, hello: dict[str, Any], number: int, bucket: TokenBucket) -> dict[str, Any]:
+        route = self._route
+        raw = socket.create_connection((route.host, route.port), timeout=HANDSHAKE_SECONDS)
+        try:
+            tune(raw, route.peer_timeout)
+            connection = Connection(route.identity.wrap(raw), route.peer_timeout, bucket)
+        except BaseException:
+            raw.close()
+            raise
+        self.connections.append(connection)
+        connection.exchange_preambles()
+        connection.send_json(wire.HELLO, {**hello, "connection": number})
+        return connection.receive_json(wire.WELCOME)
+
+    @property
+    def failed(self) -> bool:
+        return self._failed.is_set()
+
+    @property
+    def failure(self) -> Exception | None:
+        return self._failure
+
+    @property
+    def bytes_out(self) -> int:
+        return sum(connection.bytes_out for connection in self.connections)
+
+    def fail(self, error: Exception) -> None:
+        """End the session; the first error is its reason, but one that names a cause beats a lost connection."""
+        with self._lock:
+            vague = isinstance(self._failure, ConnectionLost) and isinstance(error, AgentError)
+            if self._failure is None or vague:
+                self._failure = error
+        self._failed.set()
+        for connection in self.connections:
+            connection.close()
+
+    def close(self) -> None:
+        """End every connection and thread."""
+        self.fail(ConnectionLost("the session was closed"))
+        for thread in self._threads:
+            thread.join()
+        for connection in self.connections:
+            connection.release()
+
+    def pull_digests(self) -> list[ExtentKey]:
+        """Learn what the target holds. Returns the extents it was known to hold and holds no more."""
+        lost = []
+        for number, disk in enumerate(self._disks):
+            for first in range(0, disk.manifest.count, wire.MAX_DIGESTS):
+                count = min(wire.MAX_DIGESTS, disk.manifest.count - first)
+                self.connections[0].send(wire.DIGESTS_REQUEST, wire.DigestsRequest(number, first, count).pack())
+                answer = self._await(self._digests)
+                if answer.key != ExtentKey(number, first) or len(answer.hashes) != count * DIGEST:
+                    raise wire.malformed("digests that were not asked for")
+                for at in range(count):
+                    digest = answer.hashes[at * DIGEST : (at + 1) * DIGEST]
+                    known = disk.manifest.get(first + at)
+                    if digest != known:
+                        disk.learn(first + at, digest)
+                        if known != UNKNOWN:
+                            lost.append(ExtentKey(number, first + at))
+        return lost
+
+    def request(self, cancelled: Callable[[], bool], operation: str, **arguments: Any) -> dict[str, Any]:
+        """Ask the receiver for something that takes time."""
+        answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        with self._lock:
+            self._request_number += 1
+            number = self._request_number
+            self._replies[number] = answer
+        self.connections[0].send_json(wire.REQUEST, {"id": number, "op": operation, **arguments})
+        return self._await(answer, cancelled)
+
+    def _await(self, answers: queue.SimpleQueue[Any], cancelled: Callable[[], bool] = lambda: False) -> Any:
+        while True:
+            try:
+                return answers.get(timeout=0.2)
+            except queue.Empty:
+                if self._failure is not None:
+                    raise self._failure from None
+                if cancelled():
+                    raise Cancelled from None
+
+    def _spawn(self, target: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _receive(self, connection: Connection) -> None:
+        try:
+            while True:
+                self._dispatch(*connection.receive())
+        except (ConnectionLost, AgentError) as error:
+            self.fail(error)
+
+    def _dispatch(self, kind: int, payload: memoryview) -> None:
+        if kind == wire.ACK and self.on_ack is not None:
+            self.on_ack(wire.parse_acks(payload))
+        elif kind == wire.SUB_HASHES and self.on_sub_hashes is not None:
+            self.on_sub_hashes(wire.parse_hashes(payload))
+        elif kind == wire.DIGESTS:
+            self._digests.put(wire.parse_hashes(payload))
+        elif kind == wire.REPLY:
+            reply = wire.parse_json(payload)
+            with self._lock:
+                answer = self._replies.pop(reply.get("id", 0), None)
+            if answer is None:
+                raise wire.malformed("a reply to no request")
+            answer.put(reply)
+        elif kind != wire.PONG:
+            raise wire.malformed(f"a frame of type {kind} is not for a sender")
+
+    def _ping(self) -> None:
+        while not self._failed.wait(self._route.peer_timeout / 4):
+            for connection in self.connections:
+                try:
+                    connection.send(wire.PING)
+                except ConnectionLost as error:
+                    self.fail(error)
+
+
+class Pipeline:
+    """Runs one pass over one session: readers hash, writers compress and send, receivers confirm."""
+
+    def __init__(
+        self,
+        session: Session,
+        disks: Sequence[SenderDisk],
+        work: PassWork,
+        pool: BufferPool,
+        detector: hashing.ChangeDetector,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._session = session
+        self._disks = disks
+        self._work = work
+        self._pool = pool
+        self._detector = detector
+        self._cancelled = cancelled
+        self._jobs: queue.SimpleQueue[_Ask | _Send | None] = queue.SimpleQueue()
+        self._asked: dict[ExtentKey, _Read] = {}
+        self._in_flight: dict[ExtentKey, tuple[bytes, bytes]] = {}
+        self._window = threading.BoundedSemaphore(_WINDOW)
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Until every extent of the pass is durable on the target.
+
+        Raises what made the session fail, or Cancelled; then the unconfirmed extents stay open in the work.
+        """
+        session = self._session
+        session.on_ack = self._acknowledged
+        session.on_sub_hashes = self._compared
+        wire_before = session.bytes_out
+        threads = [threading.Thread(target=self._read, name="read", daemon=True) for _ in range(_READERS)]
+        writers = [
+            threading.Thread(target=self._write, args=(connection,), name="write", daemon=True)
+            for connection in session.connections
+        ]
+        for thread in threads + writers:
+            thread.start()
+        try:
+            while not self._work.wait(0.2):
+                self._work.counters.bytes_wire += session.bytes_out - wire_before
+                wire_before = session.bytes_out
+                if session.failed or self._cancelled():
+                    break
+        finally:
+            self._stopping.set()
+            complete = self._work.wait(0)
+            if not complete:
+                # Writers may wait for the network or for bandwidth: only closing the session ends that.
+                session.fail(ConnectionLost("the pass was interrupted"))
+            for _ in writers:
+                self._jobs.put(None)
+            for thread in threads + writers:
+                thread.join()
+            self._reclaim()
+            self._work.counters.bytes_wire += session.bytes_out - wire_before
+        if not complete:
+            if self._cancelled():
+                raise Cancelled
+            raise session.failure or ConnectionLost("the session failed")
+
+    def _ended(self) -> bool:
+        return self._stopping.is_set() or self._session.failed
+
+    def _read(self) -> None:
+        try:
+            while not self._ended():
+                buffer = self._pool.acquire(self._ended)
+                if buffer is None:
+                    return
+                key = self._work.take()
+                if key is None:
+                    self._pool.release(buffer)
+                    return
+                self._examine(key, buffer)
+        except AgentError as error:
+            self._session.fail(error)
+
+    def _examine(self, key: ExtentKey, buffer: mmap.mmap) -> None:
+        """Read and hash one extent; what the target has already ends here."""
+        disk = self._disks[key.disk]
+        try:
+            view = disk.reader.read(key.extent, buffer)
+        except AgentError:
+            self._pool.release(buffer)
+            raise
+        self._work.count(bytes_read=len(view))
+        fingerprint = self._detector.fingerprint(view)
+        # The final pass never trusts the change detector.
+        if self._work.kind != "final" and disk.unchanged(key.extent, fingerprint):
+            self._settle(key, buffer, len(view))
+            return
+        hashes = self._session.hash.sub_hashes(view)
+        digest = self._session.hash.digest(hashes)
+        known = disk.manifest.get(key.extent)
+        if digest == known:
+            disk.confirm(key.extent, digest, fingerprint)
+            self._settle(key, buffer, len(view))
+            return
+        item = _Read(key, buffer, view, hashes, digest, fingerprint)
+        if known == UNKNOWN and self._session.blank[key.disk]:
+            self._jobs.put(_Send(item, self._ranges(item, b"")))
+        else:
+            self._jobs.put(_Ask(item))
+
+    def _settle(self, key: ExtentKey, buffer: mmap.mmap, length: int) -> None:
+        self._pool.release(buffer)
+        self._work.count(bytes_skipped=length)
+        self._work.finish(key)
+
+    def _ranges(self, item: _Read, held: bytes) -> tuple[Range, ...]:
+        """What to send to turn the sub-blocks with hashes `held` into ours; everything when `held` is empty."""
+        zero = self._session.hash.zero_sub_block
+        parts = []
+        for number in range(sub_block_count(len(item.view))):
+            own = item.hashes[number * DIGEST : (number + 1) * DIGEST]
+            if own != held[number * DIGEST : (number + 1) * DIGEST]:
+                parts.append((number, own == zero))
+        return tuple(coalesce(parts))
+
+    def _compared(self, answer: wire.Hashes) -> None:
+        """The target told its sub-block hashes of an extent that was asked for."""
+        item = self._asked.pop(answer.key, None)
+        if item is None or len(answer.hashes) != len(item.hashes):
+            raise wire.malformed("sub-block hashes that were not asked for")
+        ranges = self._ranges(item, answer.hashes)
+        if ranges:
+            self._jobs.put(_Send(item, ranges))
+        else:
+            self._disks[item.key.disk].confirm(item.key.extent, item.digest, item.fingerprint)
+            self._settle(item.key, item.buffer, len(item.view))
+
+    def _acknowledged(self, keys: list[ExtentKey]) -> None:
+        for key in keys:
+            sent = self._in_flight.pop(key, None)
+            if sent is None:
+                raise wire.malformed("an acknowledgement of something that was not sent")
+            self._disks[key.disk].confirm(key.extent, *sent)
+            self._window.release()
+            self._work.finish(key)
+
+    def _write(self, connection: Connection) -> None:
+        economy = Economy(load_codec(self._session.features.compression))
+        try:
+            while not self._ended():
+                job = self._jobs.get()
+                if job is None:
+                    return
+                if isinstance(job, _Ask):
+                    self._asked[job.item.key] = job.item
+                    connection.send(wire.SUB_HASHES_REQUEST, job.item.key.pack())
+                else:
+                    self._send(connection, economy, job)
+        except ConnectionLost as error:
+            self._session.fail(error)
+
+    def _send(self, connection: Connection, economy: Economy, job: _Send) -> None:
+        item = job.item
+        length = len(item.view)
+        try:
+            while not self._window.acquire(timeout=0.2):
+                if self._ended():
+                    return
+            raw = b"".join(
+                [item.view[slice(*part.span(length))] for part in job.ranges if not part.zero],
+            )
+            carried = [
+                item.hashes[number * DIGEST : (number + 1) * DIGEST]
+                for part in job.ranges
+                if not part.zero
+                for number in range(part.first, part.first + part.count)
+            ]
+            codec, packed = economy.pack(raw) if raw else (0, raw)
+            write = Write(
+                item.key,
+                item.digest,
+                self._session.hash.root(carried),
+                job.ranges,
+                codec,
+                data_bytes(job.ranges, length),
+            )
+            self._in_flight[item.key] = (item.digest, item.fingerprint)
+            begun = time.monotonic()
+            connection.send(wire.WRITE, write.pack(), packed)
+            economy.sent(len(packed), time.monotonic() - begun)
+            zeros = zero_bytes(job.ranges, length)
+            self._work.count(
+                bytes_sent=len(raw),
+                bytes_changed=len(raw) + zeros,
+                bytes_zero=zeros,
+                bytes_skipped=length - len(raw) - zeros,
+            )
+        finally:
+            self._pool.release(item.buffer)
+
+    def _reclaim(self) -> None:
+        """Return the buffers of extents that were on their way when the session ended."""
+        self._session.on_ack = None
+        self._session.on_sub_hashes = None
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is not None:
+                self._pool.release(job.item.buffer)
+        for item in list(self._asked.values()):
+            self._pool.release(item.buffer)
+        self._asked.clear()
+
+
+class Replicator:
+    """Passes and requests over sessions that are made again for as long as it takes."""
+
+    def __init__(
+        self,
+        *,
+        migration: str,
+        disks: Sequence[SenderDisk],
+        route: Route,
+        bucket: TokenBucket,
+        stalled: Callable[[Exception | None], None],
+    ) -> None:
+        self._migration = migration
+        self.disks = disks
+        self._route = route
+        self._bucket = bucket
+        self._stalled = stalled
+        self._session: Session | None = None
+        # Extents that the target lost while no pass was running: the next pass reads them in any case.
+        self._owed: dict[ExtentKey, None] = {}
+        self._detector = hashing.best_detector()
+        self._pool = BufferPool(pool_size(route.connections))
+        self.change_detector = self._detector.name
+
+    @property
+    def sizes(self) -> list[int]:
+        return [disk.size for disk in self.disks]
+
+    @property
+    def session(self) -> Session | None:
+        return self._session
+
+    def run_pass(self, work: PassWork, cancelled: Callable[[], bool]) -> None:
+        """Until every extent of `work` is durable on the target. Raises AgentError (fatal) or Cancelled."""
+
+        def attempt(session: Session) -> None:
+            Pipeline(session, self.disks, work, self._pool, self._detector, cancelled).run()
+
+        self._hand_over(work)
+        self._persist(attempt, cancelled, work)
+
+    def _hand_over(self, work: PassWork) -> None:
+        work.redo(self._owed)
+        self._owed = {}
+
+    def request(self, cancelled: Callable[[], bool], operation: str, **arguments: Any) -> dict[str, Any]:
+        """Ask the receiver, again if need be. Raises AgentError (fatal) or Cancelled."""
+        answers: list[dict[str, Any]] = []
+        self._persist(lambda session: answers.append(session.request(cancelled, operation, **arguments)), cancelled)
+        return answers[0]
+
+    def connect(self, cancelled: Callable[[], bool]) -> None:
+        """Make sure that a session exists and the target's digests are known."""
+        self._persist(lambda session: None, cancelled)
+
+    def refresh(self, cancelled: Callable[[], bool]) -> list[ExtentKey]:
+        """Ask for the target's digests again; returns where they differ from what was known."""
+        differing: list[ExtentKey] = []
+        self._persist(lambda session: differing.extend(session.pull_digests()), cancelled)
+        return differing
+
+    def disconnect(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def roots(self) -> tuple[list[str], str]:
+        """The roots of the disks and of the migration as the target is known to hold them."""
+        session = self._session
+        if session is None:
+            raise ConnectionLost("no session")
+        roots = [disk_root(disk.manifest, session.hash) for disk in self.disks]
+        return [root.hex() for root in roots], session.hash.root(roots).hex()
+
+    def _persist(
+        self, attempt: Callable[[Session], None], cancelled: Callable[[], bool], work: PassWork | None = None
+    ) -> None:
+        delay = 0.2
+        while True:
+            try:
+                session = self._session or self._open(work)
+                self._stalled(None)
+                delay = 0.2
+                attempt(session)
+                return
+            except (ConnectionLost, OSError) as error:
+                reason: Exception = error
+            except AgentError as error:
+                self.disconnect()
+                if error.code in _FATAL:
+                    raise
+                reason = error
+            except Cancelled:
+                if self._session is not None and self._session.failed:
+                    self.disconnect()
+                raise
+            log.warning("connection to %s:%d: %s", self._route.host, self._route.port, reason)
+            self.disconnect()
+            if work is not None:
+                work.requeue_open()
+            self._stalled(reason)
+            self._pause(delay, cancelled)
+            delay = min(5.0, delay * 2)
+
+    def _open(self, work: PassWork | None) -> Session:
+        session = Session(self._route, self._migration, self.disks, self._bucket)
+        try:
+            lost = session.pull_digests()
+        except BaseException:
+            session.close()
+            raise
+        # A sender that has confirmed anything before knows better than a sample.
+        if not all(disk.manifest.blank for disk in self.disks):
+            session.blank = [False] * len(self.disks)
+        if lost:
+            session.blank = [False] * len(self.disks)
+        self._owed.update(dict.fromkeys(lost))
+        if work is not None:
+            self._hand_over(work)
+        self._session = session
+        return session
+
+    @staticmethod
+    def _pause(seconds: float, cancelled: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if cancelled():
+                raise Cancelled
+            time.sleep(min(0.1, seconds))
+        if cancelled():
+            raise Cancelled

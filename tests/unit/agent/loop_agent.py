@@ -1,0 +1,35 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The agent's command line with one difference: targets are found by a table, since loop devices have no serial.
+
+The environment variable FLEETLIFT_TEST_TARGETS holds {serial: device}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from fleetlift_agent import daemon, devices
+from fleetlift_agent.cli import main
+from fleetlift_agent.errors import AgentError
+
+
+def find_target(serial: str, minimum_size: int) -> devices.TargetDisk:
+    path = json.loads(os.environ["FLEETLIFT_TEST_TARGETS"])[serial]
+    descriptor = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    size = devices.device_size(descriptor)
+    if size < minimum_size:
+        raise AgentError("TARGET_DISK_TOO_SMALL", "too small", "enlarge it")
+    return devices.TargetDisk(
+        descriptor, Path(path), Path(path).name, size, devices.logical_block_size(descriptor), serial
+    )
+
+
+if __name__ == "__main__":
+    start = daemon.start
+    daemon.start = lambda directory: start(directory, daemon.Openers(target=find_target))  # type: ignore[misc,assignment]
+    sys.exit(main())
