@@ -78,8 +78,3 @@ def finding_from(record: Mapping[str, Any]) -> Finding:
 def by_severity(findings: Iterable[Finding]) -> list[Finding]:
     """*findings*, worst first; equals keep their order."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
-
-
-def listing(findings: Iterable[Finding]) -> str:
-    """One line for each finding, worst first."""
-    return "\n".join(f"{finding.subject}: {finding}" for finding in by_severity(findings))

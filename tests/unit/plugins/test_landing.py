@@ -261,6 +261,15 @@ def test_call_that_raced_with_another_operation_is_tried_again_after_it():
     assert instance.calls == ["EnterRescueMode"]
 
 
+def test_rescue_mode_that_the_cloud_calls_failed_is_not_taken_for_a_landing():
+    failed = Operation("EnterRescueMode", "FAILED", "no image", "request-0")
+    instance = ScriptedInstance("RESCUE_MODE", target=Target("ins-1", "?", latest_operation=failed))
+    with pytest.raises(Refusal) as refused:
+        reach(instance, Goal.PRESENT)
+    assert refused.value.finding.code == "LANDING_FAILED"
+    assert "state=absent" in refused.value.finding.action
+
+
 def test_timeout_says_what_the_instance_is_doing():
     instance = ScriptedInstance("RUNNING", work=10_000)
     with pytest.raises(Refusal) as refused:

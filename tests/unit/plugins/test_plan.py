@@ -18,7 +18,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import (
 from ansible_collections.fleetlift.cvm.plugins.module_utils.plan import assess_source, source_disks
 from ansible_collections.fleetlift.cvm.plugins.module_utils.security_groups import Rule
 from ansible_collections.fleetlift.cvm.plugins.modules import assess
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 GIB = 1 << 30
@@ -143,6 +143,8 @@ def test_unmapped_mounted_disk_says_where_it_is_mounted_and_what_would_have_happ
 
 
 @given(st.integers(min_value=1, max_value=40 * GIB))
+@example(20 * GIB)
+@example(20 * GIB + 1)
 def test_a_disk_is_paired_exactly_when_its_target_is_not_smaller(size):
     facts = {**FACTS, "disks": [{**SYSTEM, "size": size}, DATA]}
     found = [finding for finding in plan(facts=facts).blockers if finding.code == "TARGET_DISK_SMALLER"]

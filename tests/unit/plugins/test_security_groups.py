@@ -20,7 +20,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.security_groups impo
     rule_from_policy,
     rule_from_record,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SOURCES = ("0.0.0.0/0", "10.0.0.0/8", "10.96.0.0/24", "10.96.0.11", "203.0.113.0/24", "::/0", "2001:db8::/32")
@@ -70,6 +70,7 @@ def reading(item: Rule, protocol: str, port: int, address: str | None) -> bool |
     return None if doubtful else True
 
 
+@settings(max_examples=400)
 @given(
     rules,
     st.sampled_from(("TCP", "UDP", "ICMP")),
@@ -102,6 +103,13 @@ def test_first_match_wins_over_a_later_accept():
 
 def test_no_matching_rule_is_dropped_by_default():
     assert decide([rule(port="80")], protocol="tcp", port=443, source_address="10.96.0.11").rule is None
+
+
+def test_rule_for_some_addresses_is_not_certain_without_the_address():
+    narrow = rule(ACCEPT, source="10.0.0.0/8")
+    assert decide([narrow], protocol="tcp", port=443, source_address=None).rule == narrow
+    assert decide([narrow], protocol="tcp", port=443, source_address=None).action == UNKNOWN
+    assert decide([narrow, rule(ACCEPT)], protocol="tcp", port=443, source_address=None).action == ACCEPT
 
 
 def test_template_that_would_decide_differently_is_named_not_guessed():

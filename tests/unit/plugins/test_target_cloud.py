@@ -179,6 +179,7 @@ class Misbehaving:
             def do_POST(self):
                 self.rfile.read(int(self.headers["Content-Length"]))
                 outer.count += 1
+                outer.headers = dict(self.headers)
                 status, content_type, body = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
                 data = body.encode()
                 self.send_response(status)
@@ -245,6 +246,14 @@ def test_read_is_repeated_after_a_gateway_error_and_a_change_is_not(misbehaving)
     with pytest.raises(CloudError) as caught:
         server.client().call("cvm", "EnterRescueMode", {}, idempotent=False)
     assert (caught.value.finding.code, server.count) == ("CLOUD_UNREACHABLE", 1)
+
+
+def test_messages_are_asked_for_in_english(misbehaving):
+    server = misbehaving((200, JSON, GOOD))
+    server.client().call("cvm", "DescribeInstances", {})
+    assert server.headers["X-TC-Language"] == "en-US"
+    assert server.headers["X-TC-Region"] == REGION
+    assert "fleetlift" in server.headers["X-TC-RequestClient"]
 
 
 def test_refusal_for_the_rate_is_repeated_even_for_a_change(misbehaving):
