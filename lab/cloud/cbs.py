@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 from lab.cloud.actions import Call, action, page
@@ -14,7 +13,7 @@ from lab.cloud.errors import ApiError
 from lab.cloud.filters import Filters
 from lab.cloud.hypervisor import HypervisorError
 from lab.cloud.parameters import JsonObject
-from lab.cloud.store import Disk, Instance, Store
+from lab.cloud.store import DISK_ID, Disk, Instance, Store
 
 MAXIMUM_DISKS_PER_CALL = 10
 MAXIMUM_DATA_DISKS = 20
@@ -24,7 +23,6 @@ SMALLEST_DISK, LARGEST_DISK = 1, 32000  # GiB; the vendor's minimum is 10 or 20 
 _OFFERED = frozenset(
     {"Placement", "DiskChargeType", "DiskType", "DiskName", "Tags", "DiskCount", "DiskSize", "ClientToken"}
 )
-_DISK_ID = re.compile(r"disk-[a-z0-9]{8}")
 
 
 @action("cbs")
@@ -214,7 +212,7 @@ def _check_ids(ids: list[str], maximum: int) -> None:
         code = "InvalidParameterValue.LimitExceeded" if maximum == MAXIMUM_DISKS_PER_CALL else "InvalidParameterValue"
         raise ApiError(code, f"More than {maximum} disk ids.")
     for name in ids:
-        if not _DISK_ID.fullmatch(name):
+        if not DISK_ID.fullmatch(name):
             raise ApiError("InvalidParameterValue", f"The disk id `{name}` is malformed.")
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import string
 import time
 from collections.abc import Sequence
@@ -18,12 +17,11 @@ from lab.cloud.filters import Filters
 from lab.cloud.hypervisor import HypervisorError
 from lab.cloud.instances import check_admissible
 from lab.cloud.parameters import JsonObject
-from lab.cloud.store import Disk, Instance, Store
+from lab.cloud.store import INSTANCE_ID, Disk, Instance, Store
 
 MAXIMUM_IDS = 100
 ARM_FAMILIES = ("SR1",)
 
-_INSTANCE_ID = re.compile(r"ins-[a-z0-9]{8}")
 _SYMBOLS = "()`~!@#$%^&*-+=|{}[]:;',.?/"
 
 INSTANCE_FILTERS: Filters[Instance] = Filters(
@@ -252,7 +250,7 @@ def _check_ids(ids: Sequence[str]) -> None:
     if len(ids) > MAXIMUM_IDS:
         raise ApiError("InvalidParameterValue.LimitExceeded", f"More than {MAXIMUM_IDS} instance ids.")
     for name in ids:
-        if not _INSTANCE_ID.fullmatch(name):
+        if not INSTANCE_ID.fullmatch(name):
             raise ApiError("InvalidInstanceId.Malformed", f"The instance id `{name}` is malformed.")
 
 

@@ -95,7 +95,7 @@ class Hypervisor(Protocol):
         """Take a data disk out of a machine, running or stopped."""
 
     def set_bandwidth(self, instance_id: str, mbps_out: int) -> None:
-        """Limit what the machine sends to the public network, in Mbit/s; 0 means no public network."""
+        """Limit what the machine sends, in Mbit/s; 0 for one without a public network."""
 
     def set_policies(self, instance_id: str, ingress: Sequence[IngressRule]) -> None:
         """Replace the packet rules in front of the machine."""

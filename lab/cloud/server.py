@@ -180,6 +180,10 @@ class _HttpServer(ThreadingHTTPServer):
         self.socket = listening
         self.api = api
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Only the connection itself can fail here; the client sees that too."""
+        log.info("the connection from %s broke", client_address, exc_info=True)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import string
 import threading
@@ -23,6 +24,10 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+
+INSTANCE_ID = re.compile(r"ins-[a-z0-9]{8}")
+DISK_ID = re.compile(r"disk-[a-z0-9]{8}")
+GROUP_ID = re.compile(r"sg-[a-z0-9]+")
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 
@@ -189,7 +194,7 @@ class Store:
     def add_instance(self, instance: Instance) -> None:
         """Define an instance whose disks and security groups are defined already; its disks become attached."""
         with self.changing():
-            _refuse_duplicate(self.instances, instance.instance_id)
+            _check_new(self.instances, instance.instance_id, INSTANCE_ID)
             for disk_id in instance.disk_ids:
                 if self.disks[disk_id].instance_id is not None:
                     raise ValueError(f"{disk_id} is attached to {self.disks[disk_id].instance_id} already")
@@ -206,13 +211,13 @@ class Store:
     def add_disk(self, disk: Disk) -> None:
         """Define a disk."""
         with self.changing():
-            _refuse_duplicate(self.disks, disk.disk_id)
+            _check_new(self.disks, disk.disk_id, DISK_ID)
             self.disks[disk.disk_id] = disk
 
     def add_group(self, group: SecurityGroup) -> None:
         """Define a security group."""
         with self.changing():
-            _refuse_duplicate(self.groups, group.group_id)
+            _check_new(self.groups, group.group_id, GROUP_ID)
             self.groups[group.group_id] = group
 
     def new_id(self, prefix: str) -> str:
@@ -251,6 +256,8 @@ def _group(item: dict[str, Any]) -> SecurityGroup:
     return SecurityGroup(**{**item, **policies})
 
 
-def _refuse_duplicate(table: dict[str, Any], key: str) -> None:
+def _check_new(table: dict[str, Any], key: str, form: re.Pattern[str]) -> None:
+    if not form.fullmatch(key):
+        raise ValueError(f"{key} is not an id that the API accepts: it must match {form.pattern}")
     if key in table:
         raise ValueError(f"{key} is defined twice")

@@ -14,7 +14,7 @@ from lab.cloud.errors import ApiError
 from lab.cloud.filters import Filters
 from lab.cloud.parameters import JsonObject
 from lab.cloud.policies import port_ranges
-from lab.cloud.store import Policy, SecurityGroup, Store, now_text
+from lab.cloud.store import GROUP_ID, Policy, SecurityGroup, Store, now_text
 
 MAXIMUM_POLICIES = 100
 PROTOCOLS = ("TCP", "UDP", "ICMP", "ICMPV6", "GRE", "ALL")
@@ -104,7 +104,7 @@ def delete_security_group_policies(cloud: Cloud, call: Call) -> JsonObject:
 
 
 def _group(store: Store, group_id: str) -> SecurityGroup:
-    if not group_id.startswith("sg-"):
+    if not GROUP_ID.fullmatch(group_id):
         raise ApiError("InvalidParameterValue.Malformed", f"The security group id `{group_id}` is malformed.")
     if group_id not in store.groups:
         raise ApiError("ResourceNotFound", f"The security group `{group_id}` does not exist.")

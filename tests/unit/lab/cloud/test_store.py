@@ -72,6 +72,8 @@ def test_definitions_must_fit_together() -> None:
     store = demo_store()
     with pytest.raises(ValueError, match="disk-spare001 is defined twice"):
         store.add_disk(Disk("disk-spare001", 1, "ap-guangzhou-3"))
+    with pytest.raises(ValueError, match="disk-one is not an id"):
+        store.add_disk(Disk("disk-one", 1, "ap-guangzhou-3"))
     thief = Instance("ins-thief000", "t", "ap-guangzhou-3", "S5.SMALL1", "img-debian12", "disk-websys01", [])
     with pytest.raises(ValueError, match="disk-websys01 is attached to ins-webtgt01 already"):
         store.add_instance(thief)
