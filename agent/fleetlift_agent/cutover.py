@@ -194,7 +194,7 @@ class Cutover:
         raise AgentError(
             "VERIFY_FAILED",
             f"The target's disks still differ from the source after {_REPAIR_ROUNDS} repairs",
-            "Something else writes to the target's disks, or one of them is failing: check the landing, then cut over again",
+            "Something else writes to the target's disks, or one of them is failing: check the landing, then try again",
             {"expected": root, "found": answer.get("root_hash")},
             subject="cutover",
         )
@@ -305,7 +305,7 @@ class Cutover:
     def _thawed(self) -> AgentError:
         return AgentError(
             "FREEZE_TIMED_OUT",
-            f"The watchdog thawed the filesystems after {self._options.freeze_timeout:g} s, before the copy was verified",
+            f"The watchdog thawed the filesystems after {self._options.freeze_timeout:g} s, before the end",
             "Let replication catch up first, or allow a longer freeze; everything sent so far is kept",
             subject="cutover",
         )

@@ -42,7 +42,13 @@ _VERIFY_THREADS = 2
 class Session:
     """All connections of one sender process at one time, and the committer that serves them."""
 
-    def __init__(self, session_id: str, disks: Sequence[ReplicaDisk], agreed: features.Features) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        disks: Sequence[ReplicaDisk],
+        agreed: features.Features,
+        note: Callable[[AgentError], None],
+    ) -> None:
         self.id = session_id
         self.disks = disks
         self.features = agreed
@@ -53,7 +59,7 @@ class Session:
         self._told: dict[ExtentKey, bytes] = {}
         self.closing = threading.Event()
         self.committer = Committer(disks, self._acknowledge, self.fail)
-        self.bytes_written = 0
+        self._note = note
 
     def join(self, number: int, connection: Connection, thread: threading.Thread) -> None:
         with self._lock:
@@ -96,6 +102,7 @@ class Session:
     def fail(self, error: AgentError) -> None:
         """Tell the sender why, and end the connections."""
         log.error("session %s: %s", self.id[:8], error)
+        self._note(error)
         self.closing.set()
         with self._lock:
             connections = list(self._connections.values())
@@ -328,13 +335,23 @@ class Receiver:
 
     def _rest(self) -> None:
         """The phase between sessions."""
-        self._state.update(phase="sealed" if self._sealed else "listening", sealed=self._sealed, connections=0)
+        error = self._state.get("error")
+        if error is not None and error["severity"] == "blocker":
+            phase = "failed"
+        else:
+            phase = "sealed" if self._sealed else "listening"
+        self._state.update(phase=phase, sealed=self._sealed, connections=0)
 
     def wrote(self, size: int) -> None:
         with self._count_lock:
             self._written += size
             totals = {**self._state.get("totals"), "bytes_sent": self._written}
             self._state.touch(totals=totals)
+
+    def note(self, error: AgentError) -> None:
+        """Record why a connection ended; only what concerns the disks keeps the receiver from working."""
+        blocking = error.code in ("TARGET_WRITE_FAILED", "DISK_READ_FAILED")
+        self._state.update(error={**error.record(), "severity": "blocker" if blocking else "warning"})
 
     # Verification.
 
@@ -418,7 +435,7 @@ class Receiver:
             log.info("connection from %s ended: %s", address[0], error)
         except AgentError as error:
             log.warning("connection from %s refused: %s", address[0], error)
-            self._state.touch(error={**error.record(), "severity": "warning"})
+            self.note(error)
             if connection is not None:
                 connection.send_error(error)
         finally:
@@ -436,14 +453,10 @@ class Receiver:
             self._state.update(connections=session.connection_count)
             connection.send_json(wire.WELCOME, self._welcome(session, number))
             Worker(session, connection, self).serve()
-        except AgentError as error:
-            if error.code in ("TARGET_WRITE_FAILED", "DISK_READ_FAILED"):
-                self._state.update(error=error.record())
-            raise
         finally:
             session.leave(number, thread)
-            if session.connection_count == 0 and not session.closing.is_set():
-                self._rest()
+            if session.connection_count == 0:
+                self._finish(session)
 
     def _session_for(self, hello: dict[str, Any]) -> Session:
         """The session this connection belongs to; connection 0 of a new sender ends the session before it."""
@@ -458,13 +471,25 @@ class Receiver:
                 current.close()
             for disk in self._disks:
                 self._open_manifest(disk, agreed.hash)
-            self._session = Session(hello["session"], self._disks, agreed)
+            self._session = Session(hello["session"], self._disks, agreed, self.note)
             if self._sealed is None:
                 self._state.touch(phase="receiving")
             self._state.update(
                 features={"hash": agreed.hash, "compression": agreed.compression, "change_detector": None}, error=None
             )
             return self._session
+
+    def _finish(self, session: Session) -> None:
+        """The last connection is gone: commit what arrived. A new sender that ends the session does the same."""
+        if not self._session_lock.acquire(blocking=False):
+            return
+        try:
+            if self._session is session:
+                session.close()
+                self._session = None
+                self._rest()
+        finally:
+            self._session_lock.release()
 
     def _check_hello(self, hello: dict[str, Any]) -> features.Features:
         session, number, offer = hello.get("session"), hello.get("connection"), hello.get("features")

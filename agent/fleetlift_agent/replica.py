@@ -101,7 +101,7 @@ class ReplicaDisk:
         return AgentError(
             "TARGET_WRITE_FAILED",
             f"Target disk {self.id} ({self.serial}) refuses writes: {error.strerror}",
-            "Check the disk of the target instance in the console and the kernel log of the landing, then replicate again",
+            "Check the target's disk in the console and the kernel log of the landing, then replicate again",
             {"offset": offset, "errno": error.errno, "serial": self.serial},
             subject=f"disk {self.id}",
         )

@@ -68,9 +68,12 @@ class Replication:
     def replicate(self, arguments: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
             self._configure(arguments)
-            if self._busy() or (self._state.get("phase") == "in_sync" and not arguments.get("refresh")):
+            if self._busy() or (self._settled() and not arguments.get("refresh")):
                 return {"already_running": True}
             self._stop.clear()
+            if self._cutover is not None:
+                self._cutover = None
+                self._state.update(cutover=None)
             self._launch(self._replicate)
             return {"already_running": False}
 
@@ -261,6 +264,12 @@ class Replication:
                     subject="cutover",
                 )
                 return
+
+    def _settled(self) -> bool:
+        """Whether the target is in sync, or already the server: then only `refresh` sends to it again."""
+        current = self._cutover
+        handed_over = current is not None and current.record["phase"] in ("committed", "released")
+        return handed_over or self._state.get("phase") == "in_sync"
 
     def _refuse_during_cutover(self, what: str) -> None:
         current = self._cutover

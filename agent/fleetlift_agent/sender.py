@@ -9,6 +9,7 @@ pooled buffer, about 4 MiB per connection, and what the interpreter needs. `memo
 
 from __future__ import annotations
 
+import functools
 import logging
 import mmap
 import queue
@@ -183,7 +184,7 @@ class Session:
             raise
         self.hash: Hash = load_hash(self.features.hash)
         for connection in self.connections:
-            self._spawn(lambda connection=connection: self._receive(connection), "receive")
+            self._spawn(functools.partial(self._receive, connection), "receive")
         self._spawn(self._ping, "ping")
 
     def _join(self, hello: dict[str, Any], number: int, bucket: TokenBucket) -> dict[str, Any]:
@@ -222,9 +223,9 @@ class Session:
         for connection in self.connections:
             connection.close()
 
-    def close(self) -> None:
+    def close(self, reason: ConnectionLost | None = None) -> None:
         """End every connection and thread."""
-        self.fail(ConnectionLost("the session was closed"))
+        self.fail(reason or ConnectionLost("the session was closed"))
         for thread in self._threads:
             thread.join()
         for connection in self.connections:
@@ -257,7 +258,8 @@ class Session:
             number = self._request_number
             self._replies[number] = answer
         self.connections[0].send_json(wire.REQUEST, {"id": number, "op": operation, **arguments})
-        return self._await(answer, cancelled)
+        reply: dict[str, Any] = self._await(answer, cancelled)
+        return reply
 
     def _await(self, answers: queue.SimpleQueue[Any], cancelled: Callable[[], bool] = lambda: False) -> Any:
         while True:
@@ -357,8 +359,9 @@ class Pipeline:
             self._stopping.set()
             complete = self._work.wait(0)
             if not complete:
-                # Writers may wait for the network or for bandwidth: only closing the session ends that.
-                session.fail(ConnectionLost("the pass was interrupted"))
+                # Writers may wait for the network or for bandwidth, and receivers may still route
+                # what they got: only closing the session ends both.
+                session.close(ConnectionLost("the pass was interrupted"))
             for _ in writers:
                 self._jobs.put(None)
             for thread in threads + writers:
