@@ -41,6 +41,7 @@ PACKAGES = (
     "postgresql",
     "procps",
     "python3",
+    "python3-psycopg2",
     "python3-xxhash",
     "python3-zstandard",
     "sysvinit-utils",
@@ -72,7 +73,7 @@ IDENTITY = ("etc/hostname", "etc/machine-id", "var/lib/dbus/machine-id")
 
 def recipe_key() -> str:
     """Return the name under which the root of this recipe is kept."""
-    recipe = json.dumps([SUITE, PACKAGES, LEFT_OUT, POWER, IDENTITY, 1])
+    recipe = json.dumps([SUITE, PACKAGES, LEFT_OUT, POWER, IDENTITY, 2])
     return hashlib.sha256(recipe.encode()).hexdigest()[:12]
 
 
@@ -157,4 +158,6 @@ def _finish(root: Path) -> None:
         (root / "usr/sbin" / name).symlink_to("poweroff")
     for name in ("nginx", "postgresql"):
         run(["chroot", str(root), "update-rc.d", name, "disable"])
+    # There is no clock of its own to set.
+    run(["chroot", str(root), "update-rc.d", "hwclock.sh", "remove"])
     run(["chroot", str(root), "pg_dropcluster", "15", "main"])

@@ -11,18 +11,22 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lab import namespaces
-from lab.command import require_programs
+from lab.command import require_programs, run
 from lab.control import call
 from lab.daemon import serve
 from lab.description import load
 from lab.errors import LabError
 from lab.place import Place
 from lab.sweep import take_down
+from lab.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = Path(__file__).with_name("demo.yml")
@@ -56,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
     ssh = commands.add_parser("ssh", help="open a shell, or run a command, on a machine")
     ssh.add_argument("machine")
     ssh.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND")
-    run = commands.add_parser("run", help="run a command where the controller is")
-    run.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    inside = commands.add_parser("run", help="run a command where the controller is")
+    inside.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     machine = commands.add_parser("machine", help="switch a source off or on")
     machine.add_argument("action", choices=("start", "stop", "restart"))
     machine.add_argument("machine")
@@ -70,6 +74,10 @@ def parser() -> argparse.ArgumentParser:
     instance.add_argument("fields", nargs="+", metavar="KEY=VALUE")
     console = commands.add_parser("console", help="print the end of a machine's console")
     console.add_argument("machine")
+    comparison = commands.add_parser("verify", help="compare a switched-off source's disks with an instance's")
+    comparison.add_argument("machine", metavar="source")
+    comparison.add_argument("target")
+    comparison.add_argument("--json", action="store_true", help="as JSON")
     daemon = commands.add_parser("serve", help="be the lab's daemon (started by up)")
     daemon.add_argument("file", type=Path)
     return root
@@ -237,10 +245,21 @@ def ssh(place: Place, options: argparse.Namespace) -> int:
     rows = {row["name"]: row for row in call(place.socket, "status")["machines"]}
     address = rows[name]["addresses"][-1]
     enter_controller(place)
+    execute([*ssh_command(place, address), *words_of(options)], dict(os.environ))
+
+
+def ssh_command(place: Place, address: str) -> list[str]:
+    """Return the words that log in as root at ``address`` with the lab's key."""
     command = ["ssh", "-F", "none", "-i", str(place.key), "-o", "IdentitiesOnly=yes"]
-    for option in ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"):
+    for option in ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=10"):
         command += ["-o", option]
-    execute([*command, f"root@{address}", *words_of(options)], dict(os.environ))
+    return [*command, f"root@{address}"]
+
+
+def query_database(place: Place, address: str, sql: str) -> str:
+    """Run an SQL query on the machine at ``address`` and return what it answers."""
+    login = ["ip", "netns", "exec", f"fl-{place.name}-ctl", *ssh_command(place, address)]
+    return run([*login, "psql", "-U", "postgres", "-At"], stdin=f"{sql};\n").strip()
 
 
 def machine(place: Place, options: argparse.Namespace) -> int:
@@ -275,6 +294,21 @@ def console(place: Place, options: argparse.Namespace) -> int:
     return 0
 
 
+def verify_command(place: Place, options: argparse.Namespace) -> int:
+    """Compare a source with the instance it was moved to; exit with 1 when they differ."""
+    found = call(place.socket, "status")
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=place.directory) as scratch:
+        results = verify(found, options.machine, options.target, Path(scratch), partial(query_database, place))
+    if options.json:
+        print(json.dumps([asdict(result) for result in results], indent=2))
+    else:
+        for result in results:
+            print(f"{result.subject}: {result.compared}: {'the same' if result.same else 'DIFFERENT'}")
+            for difference in result.differences:
+                print(f"  {difference}")
+    return 0 if all(result.same for result in results) else 1
+
+
 def serve_command(place: Place, options: argparse.Namespace) -> int:
     """Be the lab's daemon."""
     serve(place, options.file)
@@ -291,5 +325,6 @@ COMMANDS = {
     "link": link,
     "instance": instance,
     "console": console,
+    "verify": verify_command,
     "serve": serve_command,
 }

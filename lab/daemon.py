@@ -86,8 +86,8 @@ def say(message: dict[str, Any]) -> None:
 def serve(place: Place, file: Path) -> None:
     """Be the daemon of the lab at ``place``."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
-    # Nothing in the lab may follow the terminal it was started from, nor see who else is on the machine.
-    os.umask(0o077)
+    # What the machines' files may be does not depend on who starts the lab; its own directory is root's alone.
+    os.umask(0o022)
     myself = identify(os.getpid())
     assert myself is not None
     Ledger(place.ledger).process(myself)

@@ -165,6 +165,7 @@ class DataCentre:
                     "state": cloud_state or ("RUNNING" if machine.state is State.RUNNING else "OFF"),
                     "link": "up" if port.up else "down",
                     "namespace": port.namespace,
+                    "root": None if machine.root is None else str(machine.root),
                     "disks": [
                         {"serial": disk.serial, "size": disk.file.stat().st_size, "file": str(disk.file)}
                         for disk in machine.disks

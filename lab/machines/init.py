@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -96,6 +97,7 @@ def run(boot: Boot, report: Callable[[dict[str, object]], None]) -> NoReturn:
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, SIGNALS)
         ns.prctl(ns.PR_SET_PDEATHSIG, signal.SIGKILL)
+        Path("/proc/self/comm").write_text("init", encoding="ascii")
         ns.unshare(ns.CLONE_NEWNS | ns.CLONE_NEWUTS | ns.CLONE_NEWIPC | ns.CLONE_NEWCGROUP)
         ns.mount("none", "/", None, ns.MS_REC | ns.MS_PRIVATE)
         enter_root(boot)
@@ -312,7 +314,7 @@ def spawn(script: str, action: str) -> int:
 
 def reap() -> list[int]:
     """Return the process ids of the children that have ended."""
-    ended = []
+    ended: list[int] = []
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -335,6 +337,11 @@ def wait_for(done: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
+def is_gone(pid: int) -> bool:
+    """Whether ``pid`` has been reaped."""
+    return not Path(f"/proc/{pid}").exists()
+
+
 def others() -> list[int]:
     """Return the other processes of the machine."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
@@ -344,7 +351,7 @@ def shut_down(directory: str) -> None:
     """Stop the services, then every process, and leave the filesystems clean."""
     for script in sorted(Path(directory).glob("K[0-9][0-9]*")):
         pid = spawn(str(script), "stop")
-        if pid > 0 and not wait_for(lambda pid=pid: not os.path.exists(f"/proc/{pid}"), 20):  # type: ignore[misc]
+        if pid > 0 and not wait_for(partial(is_gone, pid), 20):
             print(f"{script} does not end, going on", flush=True)
     for sig, patience in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0)):
         if others():

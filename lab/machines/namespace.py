@@ -100,6 +100,13 @@ class NamespaceMachine:
         """The disks in order, the one that is booted first."""
         return list(self._disks)
 
+    @property
+    def root(self) -> Path | None:
+        """Where the machine's root directory can be seen from the host; None while it is off."""
+        run = self._run
+        pids = [] if run is None else [event["pid"] for event in run.events if event["event"] == "up"]
+        return Path(f"/proc/{pids[0]}/root") if pids else None
+
     def start(self) -> None:
         """Boot what is on the first disk."""
         with self._calls:

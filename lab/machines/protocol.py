@@ -57,6 +57,10 @@ class Machine(Protocol):
     def disks(self) -> Sequence[MachineDisk]:
         """The disks in order, the one that is booted first."""
 
+    @property
+    def root(self) -> Path | None:
+        """Where the machine's root directory can be seen from the host; None while it is off."""
+
     def start(self) -> None:
         """Boot what is on the first disk."""
 

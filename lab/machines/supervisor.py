@@ -144,6 +144,7 @@ class Supervisor:
             message = json.loads(line)
             if message["event"] == "up":
                 self._machine_mounts = os.open(f"/proc/{self._pid}/ns/mnt", os.O_RDONLY)
+                message["pid"] = self._pid
             self._report(message)
 
     def _obey(self, message: dict[str, Any]) -> None:

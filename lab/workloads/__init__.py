@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-
-def _none(root: Path) -> None:
-    """An idle server."""
+from lab.workloads import database, files, web
 
 
-SEEDS: dict[str, Callable[[Path], None]] = {"none": _none}
+def idle(root: Path) -> None:
+    """A server that does nothing."""
+
+
+SEEDS: dict[str, Callable[[Path], None]] = {
+    "none": idle,
+    "web": web.seed,
+    "database": database.seed,
+    "files": files.seed,
+}
 
 
 def seed(workload: str, root: Path) -> None:
