@@ -39,6 +39,16 @@ _REMEMBERED = 512
 _VERIFY_THREADS = 2
 
 
+def memory_bound(disk_bytes: int, connections: int) -> int:
+    """The most resident bytes a receiver uses, the interpreter's 40 MiB included.
+
+    32 per MiB of disk (the mapped manifest), remembered sub-block hashes, and per connection its
+    frame, its content and its read buffer.
+    """
+    hashes = _REMEMBERED * (EXTENT // SUB_BLOCK) * DIGEST
+    return (40 << 20) + (disk_bytes // EXTENT + 1) * DIGEST + hashes + connections * (6 << 20)
+
+
 class Session:
     """All connections of one sender process at one time, and the committer that serves them."""
 

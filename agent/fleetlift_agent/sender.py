@@ -4,7 +4,7 @@
 """The sender's data plane: read → hash → compare → compress → send → acknowledged.
 
 Memory (bytes): 48 per MiB of source disk (digest 32, change detector 16), one MiB per
-pooled buffer, about 4 MiB per connection, and what the interpreter needs. `memory_bound` says how much.
+pooled buffer, at most 6 MiB per connection, and what the interpreter needs. `memory_bound` says how much.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ class SenderDisk:
 
 
 def memory_bound(disk_bytes: int, connections: int) -> int:
-    """The most resident bytes a sender uses, the interpreter's 40 MiB included."""
+    """The most resident bytes a sender uses, 48 MiB for the (memory-locked) interpreter included."""
     extents = disk_bytes // EXTENT + 1
-    return (40 << 20) + extents * (DIGEST + DETECTOR) + (pool_size(connections) << 20) + connections * (4 << 20)
+    return (48 << 20) + extents * (DIGEST + DETECTOR) + (pool_size(connections) << 20) + connections * (6 << 20)
 
 
 def pool_size(connections: int) -> int:

@@ -228,6 +228,13 @@ class Pair:
         self.sender.ctl("replicate", **arguments)
         return self.sender.phase("in_sync")
 
+    def refresh(self) -> dict[str, Any]:
+        """Another replication of a pair that may be in sync already; returns the sender's state."""
+        passes = len(self.sender.state["passes"])
+        self.sender.ctl("replicate", refresh=True)
+        wait_for(lambda: len(self.sender.state["passes"]) > passes, "another pass")
+        return self.sender.phase("in_sync")
+
     def prepare(self, **arguments: Any) -> dict[str, Any]:
         """Cut over up to `prepared` (or its failure); returns the cutover's record."""
         self.sender.ctl("cutover", **{"services": [], "freeze": False, **arguments})

@@ -5,26 +5,301 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
-from loop_pair import MIB, MakePair
+from fleetlift_agent.hashing import load_hash
+from loop_pair import MIB, Loop, MakePair, Pair, wait_for
 
 pytestmark = pytest.mark.root
 
+SUB_BLOCK = 16 << 10
+
+
+def independent_root(content: list[bytes], hash_name: str) -> str:
+    """The migration's root hash, computed from the description in docs/wire-protocol.md and nothing else."""
+    digest = load_hash(hash_name).digest
+    roots = []
+    for disk in content:
+        extents = [disk[at : at + MIB] for at in range(0, len(disk), MIB)]
+        digests = [
+            digest(b"".join(digest(extent[at : at + SUB_BLOCK]) for at in range(0, len(extent), SUB_BLOCK)))
+            for extent in extents
+        ]
+        roots.append(digest(b"".join(digests)))
+    return digest(b"".join(roots)).hex()
+
+
+def durable_bytes(pair: Pair) -> int:
+    """Bytes that the receiver's manifest vouches for, and that are not zero on the target."""
+    data = (pair.receiver.directory / "manifest-d0.bin").read_bytes()[4096:]
+    zero = load_hash("blake3").extent_digest(memoryview(bytes(MIB)))
+    digests = [data[at : at + 32] for at in range(0, len(data), 32)]
+    return MIB * sum(digest not in (bytes(32), zero) for digest in digests)
+
 
 def test_running_source_ends_up_identical_on_the_target(make_pair: MakePair) -> None:
-    pair = make_pair(24 * MIB + 4096, 32 * MIB)
-    source = pair.disks[0][0]
-    source.write(0, os.urandom(9 * MIB))
-    source.write(20 * MIB, b"text " * 100000)
+    pair = make_pair(24 * MIB + 4096, 32 * MIB, disks=2)
+    pair.disks[0][0].write(0, os.urandom(9 * MIB))
+    pair.disks[0][0].write(20 * MIB, b"text " * 100000)
+    pair.disks[1][0].write(24 * MIB, os.urandom(4096))
+    # The target is an instance's disk: it had a system on it, also where the source has zeros.
+    pair.disks[0][1].write(3 * MIB, os.urandom(20 * MIB))
+    beyond = os.urandom(MIB)
+    pair.disks[0][1].write(28 * MIB, beyond)
+    pair.start()
+
+    state = pair.replicate()
+
+    pair.assert_identical()
+    assert pair.disks[0][1].content()[28 * MIB : 29 * MIB] == beyond
+    assert [item["kind"] for item in state["passes"]] == ["initial", "delta"]
+    assert state["passes"][0]["bytes_read"] == 2 * (24 * MIB + 4096)
+    assert state["passes"][1]["bytes_sent"] == 0
+
+    cutover = pair.prepare()
+
+    assert cutover["phase"] == "prepared", cutover
+    assert cutover["verified"]
+    content = [target.content(source.size) for source, target in pair.disks]
+    assert cutover["root_hash"] == independent_root(content, state["features"]["hash"])
+    receiver = pair.receiver.state
+    assert receiver["phase"] == "sealed"
+    assert receiver["sealed"]["root_hash"] == cutover["root_hash"]
+    final = pair.sender.state
+    assert final["passes"][-1]["kind"] == "final"
+    assert [disk["root_hash"] for disk in final["disks"]] == [disk["root_hash"] for disk in receiver["disks"]]
+    released = pair.sender.ctl("release", action="thaw")["cutover"]
+    assert released["phase"] == "released"
+    assert pair.receiver.state["sealed"] is not None
+
+
+def test_zeros_travel_without_data_and_a_blank_target_stays_sparse(make_pair: MakePair) -> None:
+    pair = make_pair(64 * MIB)
+    pair.disks[0][0].write(10 * MIB, os.urandom(MIB))
     pair.start()
     state = pair.replicate()
     pair.assert_identical()
-    assert state["passes"][0]["kind"] == "initial"
+    assert state["passes"][0]["bytes_sent"] == MIB
+    assert state["passes"][0]["bytes_zero"] == 63 * MIB
+    assert state["passes"][0]["bytes_wire"] < MIB + 64 * 1024
+    assert pair.disks[0][1].file.stat().st_blocks * 512 < 2 * MIB
+
+
+def test_delta_sends_only_the_changed_sub_blocks(make_pair: MakePair) -> None:
+    pair = make_pair(16 * MIB)
+    source = pair.disks[0][0]
+    source.write(0, os.urandom(16 * MIB))
+    pair.start()
+    before = pair.replicate()["totals"]
+    source.write(3 * MIB + 5 * SUB_BLOCK + 100, b"changed")
+    source.write(9 * MIB + SUB_BLOCK - 1, b"xx")
+    source.write(12 * MIB, bytes(SUB_BLOCK))
+    assert pair.sender.ctl("replicate")["already_running"]
+    state = pair.refresh()
+    pair.assert_identical()
+    assert state["totals"]["bytes_sent"] - before["bytes_sent"] == 3 * SUB_BLOCK
+    assert state["totals"]["bytes_zero"] - before["bytes_zero"] == SUB_BLOCK
+
+
+def test_compressible_content_is_compressed(make_pair: MakePair) -> None:
+    pair = make_pair(16 * MIB)
+    pair.disks[0][0].write(0, b"all work and no play\n" * (15 * MIB // 21))
+    pair.start()
+    totals = pair.replicate()["totals"]
+    pair.assert_identical()
+    assert totals["bytes_wire"] < totals["bytes_sent"] / 5
+
+
+def throttled_half_way(make_pair: MakePair, size: int = 48) -> Pair:
+    """A pair whose random disk is replicated slowly enough to be interrupted, a quarter of it durable."""
+    pair = make_pair(size * MIB)
+    pair.disks[0][0].write(0, os.urandom(size * MIB))
+    pair.start()
+    pair.sender.ctl("replicate", bandwidth_limit=16 * MIB)
+    wait_for(lambda: durable_bytes(pair) >= size // 4 * MIB, "a quarter is durable")
+    return pair
+
+
+def test_killed_sender_continues_and_resends_only_what_was_not_durable(make_pair: MakePair) -> None:
+    pair = throttled_half_way(make_pair)
+    pair.sender.kill()
+    wait_for(lambda: pair.receiver.state["phase"] == "listening", "the receiver noticed")
+    durable = durable_bytes(pair)
+    assert 12 * MIB <= durable < 48 * MIB
+    pair.sender.start()
+    state = pair.replicate(bandwidth_limit=None)
+    pair.assert_identical()
+    assert state["totals"]["bytes_sent"] == 48 * MIB - durable
+    assert pair.prepare()["verified"]
+
+
+def test_killed_receiver_continues_and_what_it_wrote_is_not_sent_again(make_pair: MakePair) -> None:
+    pair = throttled_half_way(make_pair)
+    pair.receiver.kill()
+    stalled = wait_for(lambda: pair.sender.state["stalled"], "the sender says that it stalls")
+    assert stalled["reason"]
+    durable = durable_bytes(pair)
+    assert durable >= 12 * MIB
+    pair.sender.ctl("set", bandwidth_limit=None)
+    pair.receiver.start()
+    state = pair.sender.phase("in_sync")
+    assert state["stalled"] is None
+    pair.assert_identical()
+    # Four connections, each with one extent under way and a socket buffer full of others.
+    assert state["totals"]["bytes_sent"] <= 48 * MIB + 16 * MIB
+    resent = state["totals"]["bytes_sent"] - 48 * MIB
+    assert resent <= 48 * MIB - durable
+    assert pair.prepare()["verified"]
+
+
+def test_target_rebooted_without_its_manifest_is_compared_and_not_sent_again(make_pair: MakePair) -> None:
+    pair = make_pair(32 * MIB)
+    pair.disks[0][0].write(0, os.urandom(20 * MIB))
+    pair.start()
+    sent = pair.replicate()["totals"]["bytes_sent"]
+    for restart_sender in (False, True):
+        pair.receiver.kill()
+        (pair.receiver.directory / "manifest-d0.bin").unlink()
+        if restart_sender:
+            pair.sender.kill()
+            pair.sender.start()
+            sent = 0
+        pair.receiver.start()
+        state = pair.refresh()
+        assert state["totals"]["bytes_sent"] == sent
+        pair.assert_identical()
+
+
+def test_corruption_behind_the_receiver_is_found_and_repaired(make_pair: MakePair) -> None:
+    pair = make_pair(16 * MIB)
+    source, target = pair.disks[0]
+    source.write(0, os.urandom(16 * MIB))
+    pair.start()
+    pair.replicate()
+    before = pair.sender.state["totals"]["bytes_sent"]
+    corrupt(target, 5 * MIB + 100, b"flipped bits")
+    assert source.content() != target.content()
     cutover = pair.prepare()
     assert cutover["phase"] == "prepared", cutover
-    assert cutover["verified"]
-    assert pair.receiver.state["sealed"]["root_hash"] == cutover["root_hash"]
-    print(state, cutover, hashlib.sha256)
+    pair.assert_identical()
+    state = pair.sender.state
+    assert [item["kind"] for item in state["passes"]][-2:] == ["final", "repair"]
+    assert state["passes"][-1]["bytes_sent"] == SUB_BLOCK
+    assert state["totals"]["bytes_sent"] - before == SUB_BLOCK
+
+
+def corrupt(target: Loop, offset: int, data: bytes) -> None:
+    """Change the medium under the receiver's exclusively opened device."""
+    with target.file.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(data)
+    assert target.content()[offset : offset + len(data)] == data
+
+
+def test_bandwidth_limit_changes_while_it_runs(make_pair: MakePair) -> None:
+    pair = make_pair(64 * MIB)
+    pair.disks[0][0].write(0, os.urandom(64 * MIB))
+    pair.start()
+    pair.sender.ctl("replicate", bandwidth_limit=64 << 10)
+    wait_for(lambda: pair.sender.state["totals"]["bytes_wire"] > 64 << 10, "something was sent")
+    started = pair.sender.state
+    wait_for(lambda: pair.sender.state["updated"] - started["updated"] >= 2, "two seconds of throttled sending")
+    slow = pair.sender.state
+    rate = (slow["totals"]["bytes_wire"] - started["totals"]["bytes_wire"]) / (slow["updated"] - started["updated"])
+    assert rate < 10 * (64 << 10)
+    assert pair.sender.ctl("set", bandwidth_limit=None)["bandwidth_limit"] is None
+    state = pair.sender.phase("in_sync", seconds=20)
+    assert state["bandwidth_limit"] is None
+    pair.assert_identical()
+    assert "BANDWIDTH" not in pair.sender.log
+    assert pair.sender.refused("set", bandwidth_limit=1)["code"] == "CONFIG_INVALID"
+
+
+def test_stopped_replication_keeps_what_was_sent(make_pair: MakePair) -> None:
+    pair = throttled_half_way(make_pair)
+    assert pair.sender.ctl("stop") == {"ok": True, "was_running": True}
+    assert pair.sender.state["phase"] == "stopped"
+    assert pair.sender.ctl("stop") == {"ok": True, "was_running": False}
+    pair.sender.ctl("replicate", bandwidth_limit=None)
+    state = pair.sender.phase("in_sync")
+    pair.assert_identical()
+    assert state["totals"]["bytes_sent"] <= 48 * MIB + 16 * MIB
+
+
+def test_sender_holds_its_disks_read_only_and_direct(make_pair: MakePair) -> None:
+    pair = make_pair(4 * MIB)
+    pair.start()
+    device = str(pair.disks[0][0].device)
+    process = Path(f"/proc/{pair.sender.pid}")
+    held = [fd for fd in (process / "fd").iterdir() if os.readlink(fd) == device]
+    assert held
+    for fd in held:
+        flags = int((process / "fdinfo" / fd.name).read_text().split("flags:")[1].split()[0], 8)
+        assert flags & os.O_ACCMODE == os.O_RDONLY
+        assert flags & os.O_DIRECT
+
+
+def test_memory_stays_within_the_stated_bound(make_pair: MakePair) -> None:
+    from fleetlift_agent.receiver import memory_bound as receiver_bound
+    from fleetlift_agent.sender import memory_bound as sender_bound
+
+    size = 2048 * MIB
+    pair = make_pair(size)
+    for at in range(0, 2048, 32):
+        pair.disks[0][0].write(at * MIB, os.urandom(MIB))
+    pair.start()
+    pair.replicate()
+    for agent, bound in ((pair.sender, sender_bound(size, 4)), (pair.receiver, receiver_bound(size, 4))):
+        status = Path(f"/proc/{agent.pid}/status").read_text()
+        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+        assert peak <= bound, f"{agent.config['role']}: {peak} > {bound}"
+
+
+def test_start_is_idempotent_and_shutdown_ends_the_daemon(make_pair: MakePair) -> None:
+    pair = make_pair(4 * MIB)
+    first = pair.receiver.start()
+    second = pair.receiver.start()
+    assert first == {"pid": pair.receiver.pid, "already_running": False}
+    assert second == {"pid": first["pid"], "already_running": True}
+    assert pair.receiver.ctl("status")["phase"] == "listening"
+    pair.receiver.ctl("shutdown")
+    wait_for(lambda: not pair.receiver.alive(), "the daemon ends")
+    assert pair.receiver.refused("status")["code"] == "AGENT_NOT_RUNNING"
+
+
+def test_unusable_configuration_is_refused_before_anything_runs(make_pair: MakePair) -> None:
+    pair = make_pair(4 * MIB)
+    for agent, changes, code in (
+        (pair.sender, {"disks": []}, "CONFIG_INVALID"),
+        (pair.sender, {"disks": [{**pair.sender.config["disks"][0], "device": "/dev/null"}]}, "SOURCE_DISK_NOT_A_DISK"),
+        (pair.receiver, {"disks": [{"id": "d0", "serial": "disk-0", "size": 8 * MIB}]}, "TARGET_DISK_TOO_SMALL"),
+        (pair.receiver, {"schema": 2}, "CONFIG_INVALID"),
+    ):
+        kept = dict(agent.config)
+        agent.write_config(**changes)
+        status, reply = agent.run("start", "--dir", str(agent.directory))
+        assert (status, reply["error"]["code"]) == (1, code)
+        assert not agent.alive()
+        agent.write_config(**kept)
+
+
+def test_version_tells_what_this_host_can_do(make_pair: MakePair) -> None:
+    status, reply = make_pair(MIB).sender.run("version")
+    assert status == 0
+    assert reply["protocol"] == 1
+    assert "sha256" in reply["features"]["hash"]
+    assert reply["features"]["compression"][-1] == "none"
+
+
+def test_state_is_always_complete_json(make_pair: MakePair) -> None:
+    pair = throttled_half_way(make_pair)
+    for _ in range(200):
+        state = json.loads((pair.sender.directory / "state.json").read_text())
+        assert state["schema"] == 1
+    assert subprocess.run(
+        ["stat", "-c", "%a", str(pair.sender.directory / "state.json")], capture_output=True
+    ).stdout == (b"600\n")
