@@ -23,6 +23,7 @@ attributes:
   diff_mode:
     support: none
   platform:
+    support: full
     platforms: posix
   action_group:
     support: full
