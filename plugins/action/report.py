@@ -35,4 +35,12 @@ class ActionModule(ActionBase):
             path = directory / f"{source}.json"
             rows.append(row(source, json.loads(path.read_text()) if path.is_file() else None))
         Display().display("\n" + "\n".join(table(rows)) + "\n")
-        return {**result, "changed": False, "sources": [dataclasses.asdict(each) for each in rows]}
+        result.update(changed=False, sources=[dataclasses.asdict(each) for each in rows])
+        failed = [each.source for each in rows if each.status == "failed"]
+        if failed and arguments["fail_on_failure"]:
+            result.update(
+                failed=True,
+                msg=f"{len(failed)} of {len(rows)} sources failed: {', '.join(failed)}. Next: mend what the table says, "
+                "then run the same playbook again; it continues.",
+            )
+        return result

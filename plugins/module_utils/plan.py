@@ -103,7 +103,7 @@ def source_disks(facts: Mapping[str, Any]) -> list[SourceDisk]:
                 system=bool(disk.get("system", "/" in mounts)),
                 mounted=bool(mounted) or bool(mounts),
                 mounts=mounts,
-                sector_size=disk.get("logical_sector_size") or disk.get("sector_size"),
+                sector_size=disk.get("logical_block_size"),
             )
         )
     return disks

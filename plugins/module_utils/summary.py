@@ -55,7 +55,7 @@ def row(source: str, journal: dict[str, Any] | None) -> Row:
     """Summarise the journal of ``source``; None is a source that was never begun."""
     phases = (journal or {}).get("phases") or []
     data = {each["phase"]: each.get("data") or {} for each in phases if each.get("status") == "ok"}
-    last = phases[-1] if phases else {"phase": "not begun", "status": "ok"}
+    last: dict[str, Any] = phases[-1] if phases else {"phase": "not begun", "status": "ok"}
     handover = data.get("handover") or {}
     transfer = (data.get("transfer") or {}).get("transfer") or {}
     totals = handover.get("totals") or transfer.get("totals") or {}

@@ -34,6 +34,10 @@ options:
     type: list
     elements: str
     required: true
+  fail_on_failure:
+    description: Whether a source whose last phase failed fails this task, after the table.
+    type: bool
+    default: true
 """
 
 EXAMPLES = r"""

@@ -155,7 +155,7 @@ def test_a_disk_is_paired_exactly_when_its_target_is_not_smaller(size):
 
 
 def test_disk_of_other_sectors_is_refused():
-    facts = {**FACTS, "disks": [{**SYSTEM, "logical_sector_size": 4096}, DATA]}
+    facts = {**FACTS, "disks": [{**SYSTEM, "logical_block_size": 4096}, DATA]}
     assert blockers(facts=facts) == ["SECTOR_SIZE_MISMATCH"]
 
 
