@@ -134,7 +134,11 @@ def up(place: Place, options: argparse.Namespace) -> int:
             text=True,
             start_new_session=True,
         )
-    failure = follow(process)
+    try:
+        failure = follow(process)
+    except KeyboardInterrupt:
+        take_down(place)
+        raise LabError("interrupted", "What had been started is gone again; run up to start anew") from None
     if failure is None:
         show(call(place.socket, "status"))
         return 0
@@ -159,6 +163,8 @@ def follow(process: subprocess.Popen[str]) -> LabError | None:
 
 def down(place: Place, _: argparse.Namespace) -> int:
     """Take the lab down."""
+    if in_controller(place):
+        raise LabError("this process is inside the lab", "Leave the shell that 'lab run' opened, then take it down")
     print(f"the lab {place.name!r} is gone" if take_down(place) else f"there is no lab {place.name!r}")
     return 0
 
@@ -199,6 +205,12 @@ def enter_controller(place: Place) -> None:
     call(place.socket, "status")
     with open(f"/run/netns/fl-{place.name}-ctl", "rb") as namespace:
         namespaces.setns(namespace.fileno(), namespaces.CLONE_NEWNET)
+
+
+def in_controller(place: Place) -> bool:
+    """Whether this process was started by ``run``: taking the lab down would end it half-way."""
+    namespace = Path(f"/run/netns/fl-{place.name}-ctl")
+    return namespace.exists() and os.path.samefile(namespace, "/proc/self/ns/net")
 
 
 def controller_environment(place: Place) -> dict[str, str]:

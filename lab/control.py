@@ -69,17 +69,23 @@ class ControlServer:
             return {"ok": False, "cause": f"{type(error).__name__}: {error}", "action": "See daemon.log"}
 
 
-def call(path: Path, command: str, **arguments: Any) -> Any:
-    """Have the daemon carry out ``command``; LabError when it cannot or is not there."""
+def call(path: Path, command: str, *, timeout: float = 300.0, **arguments: Any) -> Any:
+    """Have the daemon carry out ``command``; LabError when it cannot, is not there, or takes over ``timeout`` s."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
         try:
             connection.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise LabError("the lab is not running", "Start it: python -m lab up") from error
-        with connection.makefile("rwb") as stream:
-            stream.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
-            stream.flush()
-            line = stream.readline()
+        try:
+            with connection.makefile("rwb") as stream:
+                stream.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
+                stream.flush()
+                line = stream.readline()
+        except TimeoutError as error:
+            raise LabError(f"the lab's daemon did not answer within {timeout:g} s", "Take the lab down") from error
+        except ConnectionError:
+            line = b""
     if not line:
         raise LabError("the lab's daemon ended before it answered", "See daemon.log in the lab's directory")
     reply = json.loads(line)

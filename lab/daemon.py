@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,9 @@ class Daemon:
 
 
 def say(message: dict[str, Any]) -> None:
-    """Tell whoever started the daemon."""
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+    """Tell whoever started the daemon, if it still listens: the lab does not depend on it."""
+    with suppress(BrokenPipeError):
+        os.write(1, json.dumps(message).encode() + b"\n")
 
 
 def serve(place: Place, file: Path) -> None:

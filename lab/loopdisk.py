@@ -50,13 +50,20 @@ def attach(path: Path, *, read_only: bool = False) -> LoopDevice:
 
 def detach(device: LoopDevice, *, timeout: float = 15) -> None:
     """Detach ``device`` and wait until the kernel has let go of its file."""
+    if not is_attached(device):
+        return
     wait_released(device.path, timeout=timeout)
     run(["losetup", "--detach", device.path])
     deadline = time.monotonic() + timeout
-    while any(found == device for found in attached_under(Path(device.backing_file))):
+    while is_attached(device):
         if time.monotonic() > deadline:
             raise LabError(f"{device.path} is still attached to {device.backing_file} after {timeout:g} s")
         time.sleep(0.02)
+
+
+def is_attached(device: LoopDevice) -> bool:
+    """Whether ``device`` still carries its file: the number of one that does not may be another's by now."""
+    return device in attached_under(Path(device.backing_file))
 
 
 def wait_released(device: str, *, timeout: float = 15) -> None:

@@ -15,6 +15,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from lab.cloud.hypervisor import IngressRule
@@ -83,6 +84,13 @@ def shaper(device: str, mbps: int) -> list[str]:
         "qdisc", "replace", "dev", device, "root", "tbf",
         "rate", f"{mbps}mbit", "burst", str(burst), "latency", "100ms",
     ]  # fmt: skip
+
+
+def answer_for_neighbours(link: str) -> None:
+    """Have the router answer ARP on ``link`` for all addresses it has a route to, at once."""
+    Path(f"/proc/sys/net/ipv4/conf/{link}/proxy_arp").write_text("1")
+    # By default such an answer waits up to 0.8 s, in favour of a real neighbour.
+    Path(f"/proc/sys/net/ipv4/neigh/{link}/proxy_delay").write_text("0")
 
 
 class Network:
@@ -187,10 +195,7 @@ class Network:
         lines = [f"addr replace {port.gateway}/32 dev {port.link}", f"link set {port.link} up"]
         lines += [f"route replace {address}/32 dev {port.link}" for address in port.addresses]
         run(["ip", "-n", self.router, "-batch", "-"], stdin="\n".join(lines) + "\n")
-        in_netns(
-            self.router,
-            lambda: Path(f"/proc/sys/net/ipv4/conf/{port.link}/proxy_arp").write_text("1"),
-        )
+        in_netns(self.router, partial(answer_for_neighbours, port.link))
 
     def address(self, port: Port) -> None:
         """Give the machine's interface its addresses and default route, as the platform does at each boot."""

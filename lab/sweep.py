@@ -40,7 +40,7 @@ def take_down(place: Place) -> bool:
 
 def _ask_daemon(place: Place, holdings: Holdings) -> None:
     try:
-        call(place.socket, "stop")
+        call(place.socket, "stop", timeout=10)
     except LabError:
         # It is not there, or not able to answer: what follows does without it.
         return

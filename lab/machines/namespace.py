@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lab import loopdisk
 from lab.errors import LabError
 from lab.ledger import Ledger
 from lab.loopdisk import LoopDevice
+from lab.machines.devices import Disk
 from lab.machines.protocol import MachineDisk, MachineError, Platform, State
 from lab.network import Network
 from lab.processes import identify
@@ -147,7 +148,7 @@ class NamespaceMachine:
             if self._run is not None:
                 name = self._free_name()
                 slot = self._plug(self._run, name, disk)
-                self._send(self._run, {"command": "attach", "disk": slot})
+                self._send(self._run, {"command": "attach", "slot": slot})
                 self._await_event(self._run, name, ("attached",))
             self._disks.append(disk)
 
@@ -232,13 +233,10 @@ class NamespaceMachine:
         return next(name for name in map(self._disk_name, range(26)) if name not in used)
 
     def _plug(self, run: Run, name: str, disk: MachineDisk) -> dict[str, Any]:
-        run.loops[name] = loopdisk.attach(disk.file)
-        return {
-            "loop": run.loops[name].path,
-            "name": name,
-            "size": disk.file.stat().st_size,
-            "serial": disk.serial,
-        }
+        loop = run.loops[name] = loopdisk.attach(disk.file)
+        found = loopdisk.probe(loop.path)
+        seen = Disk(name, loop.number, disk.file.stat().st_size, disk.serial, found.filesystem, found.uuid)
+        return {"loop": loop.path, "disk": asdict(seen)}
 
     def _send(self, run: Run, message: dict[str, Any]) -> None:
         assert run.process.stdin is not None

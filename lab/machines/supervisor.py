@@ -8,7 +8,7 @@ It is started by the lab's daemon, told on standard input what to boot (one JSON
 do, and reports on standard output (JSON lines: up, failed, off). End of input means that the daemon is
 gone: the machine's power is cut. Process 1 of the machine is its only child.
 
-Commands: {"command": "shutdown"|"reboot"|"cut"}, {"command": "attach", "disk": {…}},
+Commands: {"command": "shutdown"|"reboot"|"cut"}, {"command": "attach", "slot": {…}},
 {"command": "detach", "name": "vdb"}.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 
 from lab import namespaces as ns
 from lab.freezing import CAN_SHUT_DOWN, MountEntry, cut_power, parse_mountinfo, thaw
-from lab.loopdisk import probe, wait_released
+from lab.loopdisk import wait_released
 from lab.machines import devices, init
 from lab.machines.devices import Disk
 
@@ -39,15 +39,11 @@ class Slot:
     """A disk to plug in: the loop device that carries it, and how the guest sees it."""
 
     loop: str
-    name: str
-    size: int
-    serial: str
+    disk: Disk
 
-    def look(self) -> Disk:
-        """Return the disk with what its superblock says."""
-        found = probe(self.loop)
-        number = os.stat(self.loop).st_rdev
-        return Disk(self.name, number, self.size, self.serial, found.filesystem, found.uuid)
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Slot:
+        return cls(values["loop"], Disk.from_dict(values["disk"]))
 
 
 def join_cgroup(path: str, disks: list[Disk]) -> None:
@@ -64,16 +60,16 @@ class Supervisor:
     """One machine's run."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._slots = {slot["name"]: Slot(**slot) for slot in config["disks"]}
-        self._disks = {name: slot.look() for name, slot in self._slots.items()}
+        slots = [Slot.from_dict(values) for values in config["disks"]]
+        self._slots = {slot.disk.name: slot for slot in slots}
         self._cgroup: str | None = config["cgroup"]
         if self._cgroup is not None:
-            join_cgroup(self._cgroup, list(self._disks.values()))
+            join_cgroup(self._cgroup, [slot.disk for slot in slots])
         with open(f"/run/netns/{config['netns']}", "rb") as netns:
             ns.setns(netns.fileno(), ns.CLONE_NEWNET)
         self._boot = init.Boot(
             staging=config["staging"],
-            disks=list(self._disks.values()),
+            disks=[slot.disk for slot in slots],
             vendor=config["vendor"],
             product=config["product"],
             rescue=None if config["rescue"] is None else init.Rescue(**config["rescue"]),
@@ -155,7 +151,7 @@ class Supervisor:
         elif command == "cut":
             self._cut()
         elif command == "attach":
-            self._attach(Slot(**message["disk"]))
+            self._attach(Slot.from_dict(message["slot"]))
         elif command == "detach":
             self._detach(message["name"])
         else:
@@ -179,7 +175,7 @@ class Supervisor:
         fd = os.open("self/mountinfo", os.O_RDONLY, dir_fd=self._host_proc)
         with open(fd, encoding="utf-8", errors="surrogateescape") as stream:
             text = stream.read()
-        sources = {f"/dev/{name}" for name in self._disks}
+        sources = {f"/dev/{name}" for name in self._slots}
         return [entry for entry in parse_mountinfo(text) if entry.source in sources]
 
     def _stop_filesystems(self) -> None:
@@ -209,8 +205,8 @@ class Supervisor:
         self._report({"event": "off", "cause": cause_of(status)})
 
     def _attach(self, slot: Slot) -> None:
-        disk = slot.look()
-        self._slots[slot.name], self._disks[slot.name] = slot, disk
+        disk = slot.disk
+        self._slots[disk.name] = slot
         if self._cgroup is not None:
             (Path(self._cgroup) / "devices.allow").write_text(devices.disk_rule(disk.number), encoding="ascii")
 
@@ -219,10 +215,10 @@ class Supervisor:
             devices.add_disk_entry(Path("/sys"), disk)
 
         self._in_machine(lambda: with_open_sys(plug))
-        self._report({"event": "attached", "name": slot.name})
+        self._report({"event": "attached", "name": disk.name})
 
     def _detach(self, name: str) -> None:
-        disk = self._disks[name]
+        disk = self._slots[name].disk
         busy: list[str] = []
         self._in_machine(lambda: busy.extend(e.mountpoint for e in self._own_mounts() if e.source == f"/dev/{name}"))
         if busy:
@@ -236,7 +232,7 @@ class Supervisor:
         self._in_machine(lambda: with_open_sys(unplug))
         if self._cgroup is not None:
             (Path(self._cgroup) / "devices.deny").write_text(devices.disk_rule(disk.number), encoding="ascii")
-        del self._slots[name], self._disks[name]
+        del self._slots[name]
         self._report({"event": "detached", "name": name})
 
 
