@@ -66,7 +66,8 @@ class TokenBucket:
         now = self._clock()
         self._tokens = min(self._rate * BURST_SECONDS, self._tokens + (now - self._updated) * self._rate)
         self._updated = now
-        if self._tokens < 0:
+        # Less than a byte of debt is rounding, and waiting for it might never end.
+        if self._tokens <= -1:
             return -self._tokens / self._rate
         self._tokens -= size
         return 0.0

@@ -37,6 +37,9 @@ _MAX_CONNECTIONS = 64
 # Sub-block hashes that were told to the sender and are likely to be needed for its answer: 2 KiB each.
 _REMEMBERED = 512
 _VERIFY_THREADS = 2
+# include/uapi/linux/tcp.h.
+_TCP_NOTSENT_LOWAT = 25
+_UNSENT_BYTES = 256 << 10
 
 
 def memory_bound(disk_bytes: int, connections: int) -> int:
@@ -434,7 +437,7 @@ class Receiver:
         try:
             try:
                 tune(raw, self._timeout)
-                raw.settimeout(HANDSHAKE_SECONDS)
+                raw.settimeout(min(HANDSHAKE_SECONDS, self._timeout))
                 connection = Connection(self._identity.wrap(raw), self._timeout)
                 connection.exchange_preambles()
                 hello = connection.receive_json(wire.HELLO)
@@ -547,6 +550,8 @@ def tune(raw: socket.socket, peer_timeout: float) -> None:
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(peer_timeout * 1000))
+    # Content waits in our queue and not in the kernel's: less is sent twice after a cut, and limits take effect sooner.
+    raw.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
 
 
 def _manifest(disk: ReplicaDisk) -> FileManifest:

@@ -189,7 +189,8 @@ class Session:
 
     def _join(self, hello: dict[str, Any], number: int, bucket: TokenBucket) -> dict[str, Any]:
         route = self._route
-        raw = socket.create_connection((route.host, route.port), timeout=HANDSHAKE_SECONDS)
+        patience = min(HANDSHAKE_SECONDS, route.peer_timeout)
+        raw = socket.create_connection((route.host, route.port), timeout=patience)
         try:
             tune(raw, route.peer_timeout)
             connection = Connection(route.identity.wrap(raw), route.peer_timeout, bucket)

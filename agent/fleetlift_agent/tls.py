@@ -23,6 +23,8 @@ from fleetlift_agent.errors import AgentError
 # is pinned byte by byte, so its dates add nothing.
 _X509_V_FLAG_PARTIAL_CHAIN = 0x80000
 _X509_V_FLAG_NO_CHECK_TIME = 0x200000
+_PARTING_SECONDS = 1.0
+_PARTING_READS = 16
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,12 @@ class TlsIdentity:
     def wrap(self, raw: socket.socket) -> ssl.SSLSocket:
         """Shake hands on a connected socket and pin the peer. Raises AgentError or OSError."""
         try:
-            wrapped = self.context.wrap_socket(raw, server_side=self.server)
+            wrapped = self.context.wrap_socket(raw, server_side=self.server, do_handshake_on_connect=False)
+            try:
+                wrapped.do_handshake()
+            except ssl.SSLError:
+                _part(wrapped)
+                raise
         except ssl.SSLCertVerificationError as error:
             raise _refused(
                 f"its certificate is not the one made for this migration ({error.verify_message})"
@@ -87,6 +94,21 @@ def load_identity(files: TlsFiles, *, server: bool) -> TlsIdentity:
             subject="tls",
         ) from error
     return TlsIdentity(context, fingerprint, server)
+
+
+def _part(wrapped: ssl.SSLSocket) -> None:
+    """Close so that the alert that was just sent arrives: closing on unread bytes would overtake it with a reset."""
+    try:
+        wrapped.settimeout(_PARTING_SECONDS)
+        socket.socket.shutdown(wrapped, socket.SHUT_WR)
+        for _ in range(_PARTING_READS):
+            if not socket.socket.recv(wrapped, 4096):
+                return
+    except OSError:
+        # The peer is gone already.
+        return
+    finally:
+        wrapped.close()
 
 
 def _refused(why: str) -> AgentError:

@@ -1,0 +1,101 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Codecs and the decision whether compressing pays."""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+import pytest
+import zstandard
+from fleetlift_agent.compression import (
+    CODEC_NONE,
+    CODEC_ZLIB,
+    CODEC_ZSTD,
+    Economy,
+    Unpacker,
+    available_codecs,
+    load_codec,
+)
+from fleetlift_agent.errors import AgentError
+from fleetlift_agent.extents import EXTENT
+from hypothesis import given
+from hypothesis import strategies as st
+
+TEXT = b"the quick brown fox " * 5000
+
+
+@pytest.mark.parametrize("name", available_codecs())
+@given(raw=st.binary(min_size=1, max_size=5000) | st.sampled_from([TEXT, os.urandom(100000), bytes(EXTENT)]))
+def test_what_is_packed_is_unpacked(name: str, raw: bytes) -> None:
+    codec, packed = Economy(load_codec(name)).pack(raw)
+    assert len(packed) <= len(raw)
+    assert Unpacker().unpack(codec, memoryview(packed), len(raw)) == raw
+
+
+@pytest.mark.parametrize("name", ["zlib", "zstd"])
+def test_incompressible_content_travels_as_it_is(name: str) -> None:
+    raw = os.urandom(EXTENT)
+    assert Economy(load_codec(name)).pack(raw) == (CODEC_NONE, raw)
+
+
+@given(st.sampled_from([CODEC_NONE, CODEC_ZLIB, CODEC_ZSTD, 7]), st.binary(max_size=300), st.integers(0, EXTENT))
+def test_garbage_is_refused(codec: int, data: bytes, length: int) -> None:
+    try:
+        raw = Unpacker().unpack(codec, memoryview(data), length)
+    except AgentError as error:
+        assert error.code == "WIRE_CONTENT_DAMAGED"
+    else:
+        assert len(raw) == length
+
+
+@pytest.mark.parametrize(
+    ("codec", "bomb"),
+    [
+        (CODEC_ZLIB, zlib.compress(bytes(64 << 20))),
+        (CODEC_ZSTD, zstandard.ZstdCompressor().compress(bytes(64 << 20))),
+        (CODEC_ZSTD, zstandard.ZstdCompressor(write_content_size=False).compress(bytes(64 << 20))),
+        (CODEC_ZLIB, zlib.compress(TEXT)[:-1]),
+        (CODEC_ZLIB, zlib.compress(TEXT) + b"more"),
+    ],
+)
+def test_content_of_another_length_is_refused(codec: int, bomb: bytes) -> None:
+    with pytest.raises(AgentError, match="WIRE_CONTENT_DAMAGED"):
+        Unpacker().unpack(codec, memoryview(bomb), len(TEXT) if len(bomb) < 5000 else EXTENT)
+
+
+class Clock:
+    """Each compression takes `cost` seconds."""
+
+    def __init__(self, cost: float) -> None:
+        self._now = 0.0
+        self._cost = cost
+
+    def __call__(self) -> float:
+        self._now += self._cost
+        return self._now
+
+
+def test_zlib_is_skipped_when_the_link_is_faster() -> None:
+    economy = Economy(load_codec("zlib"), Clock(1.0))
+    assert economy.pack(TEXT)[0] == CODEC_ZLIB
+    economy.sent(len(TEXT), 0.001)
+    assert economy.pack(TEXT)[0] == CODEC_NONE
+
+
+def test_zlib_is_used_when_the_link_is_slower() -> None:
+    economy = Economy(load_codec("zlib"), Clock(0.001))
+    for _ in range(5):
+        assert economy.pack(TEXT)[0] == CODEC_ZLIB
+        economy.sent(len(TEXT), 1.0)
+
+
+def test_skipped_codec_is_tried_again() -> None:
+    economy = Economy(load_codec("zlib"), Clock(1.0))
+    codecs = []
+    for _ in range(200):
+        codecs.append(economy.pack(TEXT)[0])
+        economy.sent(len(TEXT), 0.001)
+    assert codecs.count(CODEC_ZLIB) == 4

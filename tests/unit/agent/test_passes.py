@@ -1,0 +1,97 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a pass hands out, and when passes end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fleetlift_agent.extents import EXTENT, Range, coalesce, data_bytes, sub_blocks_of, zero_bytes
+from fleetlift_agent.passes import PassWork, WholeDisks, worth_another_pass
+from fleetlift_agent.wire import ExtentKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+SIZES = [3 * EXTENT, EXTENT + 512]
+ALL = [ExtentKey(0, 0), ExtentKey(0, 1), ExtentKey(0, 2), ExtentKey(1, 0), ExtentKey(1, 1)]
+
+
+def work() -> PassWork:
+    return PassWork(1, "initial", WholeDisks(SIZES), SIZES)
+
+
+def take_all(one: PassWork) -> list[ExtentKey]:
+    taken = []
+    while (key := one.take()) is not None:
+        taken.append(key)
+    return taken
+
+
+def test_every_extent_is_handed_out_once() -> None:
+    one = work()
+    assert take_all(one) == ALL
+    assert not one.wait(0)
+    for key in ALL:
+        one.finish(key)
+    assert one.wait(0)
+    assert one.bytes_done == sum(SIZES)
+
+
+def test_unacknowledged_extents_are_handed_out_again() -> None:
+    one = work()
+    taken = [one.take() for _ in range(3)]
+    one.finish(ALL[1])
+    one.requeue_open()
+    assert set(take_all(one)) == set(ALL) - {ALL[1]}
+    assert taken == ALL[:3]
+
+
+def test_lost_extent_is_done_again_and_never_open_twice() -> None:
+    one = work()
+    for key in ALL[:2]:
+        assert one.take() == key
+        one.finish(key)
+    one.redo([ALL[0], ALL[4]])
+    again = take_all(one)
+    assert sorted(again, key=ALL.index) == [ALL[0], ALL[2], ALL[3], ALL[4]]
+    for key in again:
+        one.finish(key)
+    assert one.wait(0)
+
+
+def record(kind: str, seconds: float, changed: int) -> dict[str, Any]:
+    return {"kind": kind, "seconds": seconds, "bytes_read": 1000, "bytes_changed": changed}
+
+
+@pytest.mark.parametrize(
+    ("passes", "another"),
+    [
+        ([], True),
+        ([record("initial", 10, 1000)], True),
+        ([record("initial", 10, 1000), record("delta", 1, 5)], False),
+        ([record("initial", 10, 1000), record("delta", 99, 5)], True),
+        ([record("initial", 10, 1000), record("delta", 1, 500)], True),
+        ([record("initial", 10, 1000), record("delta", 1, 500), record("delta", 1, 450)], False),
+        ([record("initial", 10, 1000), record("delta", 1, 500), record("delta", 1, 100)], True),
+        ([record("initial", 10, 1000)] + [record("delta", 1, 500 >> n) for n in range(4)], False),
+    ],
+)
+def test_passes_end_when_another_gains_nothing(passes: list[dict[str, Any]], another: bool) -> None:
+    assert worth_another_pass(passes, max_passes=5, max_downtime=30) is another
+
+
+@given(st.dictionaries(st.integers(0, 63), st.booleans(), min_size=1))
+def test_ranges_stand_for_exactly_their_sub_blocks(chosen: dict[int, bool]) -> None:
+    pairs = sorted(chosen.items())
+    ranges = coalesce(pairs)
+    assert list(sub_blocks_of(ranges)) == pairs
+    assert data_bytes(ranges, EXTENT) + zero_bytes(ranges, EXTENT) == len(pairs) * 16384
+    for before, after in zip(ranges, ranges[1:]):
+        assert before.first + before.count < after.first or before.zero != after.zero
+
+
+def test_last_sub_block_of_a_disk_may_be_short() -> None:
+    assert Range(0, 2, False).span(16384 + 512) == (0, 16384 + 512)
+    assert data_bytes([Range(1, 1, False)], 16384 + 512) == 512
