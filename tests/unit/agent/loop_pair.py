@@ -91,6 +91,7 @@ class Agent:
             "FLEETLIFT_TEST_TARGETS": json.dumps(targets),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+        self.interpreter = [sys.executable]
         self.write_config()
 
     def write_config(self, **changes: Any) -> None:
@@ -99,7 +100,7 @@ class Agent:
 
     def run(self, *arguments: str, data: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("loop_agent.py")), *arguments],
+            [*self.interpreter, str(Path(__file__).with_name("loop_agent.py")), *arguments],
             input=json.dumps(data) if data is not None else "",
             env=self._environment,
             capture_output=True,
