@@ -40,7 +40,9 @@ $(VENV)/.ready: requirements.txt requirements-dev.txt | $(VENV)/.packages
 demo: setup ## Migrate three running servers in parallel, on this machine
 	$(LAB) up lab/demo.yml
 	$(PLAYBOOK) fleetlift.cvm.migrate
-	$(LAB) verify
+	$(LAB) verify web1 ins-webtgt01
+	$(LAB) verify db1 ins-dbtgt001
+	$(LAB) verify app1 ins-apptgt01
 	@echo; echo "The three servers now run on their targets. Look around: '$(LAB) status', '$(LAB) ssh ins-webtgt01'."
 	@echo "Remove the lab again with 'make clean'."
 

@@ -78,6 +78,9 @@ def seed(root: Path) -> None:
     """Make the cluster with its tables on the disk, and have the server and its client start at boot."""
     inside = ["chroot", str(root)]
     run([*inside, "pg_createcluster", VERSION, "main", "--", "--no-sync", "--auth-local=trust"])
+    # Reachable from outside, so that whoever migrates it can see it answer.
+    listen = root / f"etc/postgresql/{VERSION}/main/conf.d/listen.conf"
+    listen.write_text("listen_addresses = '*'\n", encoding="ascii")
     postgres = f"/usr/lib/postgresql/{VERSION}/bin/postgres"
     configuration = f"config_file=/etc/postgresql/{VERSION}/main/postgresql.conf"
     single = ["--single", "-j", "-D", DATA, "-c", configuration, "-c", "fsync=off", "postgres"]
