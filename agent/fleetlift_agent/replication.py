@@ -74,6 +74,8 @@ class Replication:
             if self._cutover is not None:
                 self._cutover = None
                 self._state.update(cutover=None)
+            # Before the answer: whoever asks for the status next must not see how the last run ended.
+            self._state.update(phase=self._next_phase(), error=None)
             self._launch(self._replicate)
             return {"already_running": False}
 
@@ -194,8 +196,8 @@ class Replication:
         run: list[dict[str, Any]] = []
         try:
             while worth_another_pass(run, max_passes=self._max_passes, max_downtime=self._max_downtime):
+                self._state.update(phase=self._next_phase())
                 kind = "delta" if self._synced_once else "initial"
-                self._state.update(phase=f"{kind}_sync", error=None)
                 self._run_pass(kind, WholeDisks(self._replicator.sizes), self._stop.is_set)
                 self._synced_once = True
                 run.append(self._passes[-1])
@@ -230,6 +232,9 @@ class Replication:
             self._passes = [*self._passes, result][-_KEPT_PASSES:]
             self._state.update(passes=self._passes)
         self._show_roots()
+
+    def _next_phase(self) -> str:
+        return "delta_sync" if self._synced_once else "initial_sync"
 
     def _launch(self, target: Callable[[], None]) -> None:
         self._thread = threading.Thread(target=lambda: self._guard(target), name="replication", daemon=True)

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Callable
 
 import pytest
 from fleetlift_agent.hashing import load_hash
@@ -190,6 +194,46 @@ def test_corruption_behind_the_receiver_is_found_and_repaired(make_pair: MakePai
     assert [item["kind"] for item in state["passes"]][-2:] == ["final", "repair"]
     assert state["passes"][-1]["bytes_sent"] == SUB_BLOCK
     assert state["totals"]["bytes_sent"] - before == SUB_BLOCK
+
+
+def test_target_that_refuses_writes_fails_loudly_and_replication_continues_afterwards(make_pair: MakePair) -> None:
+    pair = make_pair(24 * MIB)
+    source, target = pair.disks[0]
+    source.write(0, os.urandom(24 * MIB))
+    with limited_medium(target, 8 * MIB) as enlarge:
+        pair.start()
+        pair.sender.ctl("replicate")
+        failed = pair.sender.phase("failed")
+        assert failed["error"]["code"] == "TARGET_WRITE_FAILED"
+        assert failed["error"]["evidence"]["serial"] == "disk-0"
+        wait_for(lambda: pair.receiver.state["phase"] == "failed", "the receiver says so as well")
+        enlarge(64 * MIB)
+        state = pair.replicate()
+        assert state["error"] is None
+        pair.assert_identical()
+        assert pair.prepare()["verified"]
+
+
+@contextmanager
+def limited_medium(target: Loop, size: int) -> Iterator[Callable[[int], None]]:
+    """Move the loop device's file into a tmpfs that is too small for it; yields what changes its size."""
+    target.detach()
+    mountpoint = target.file.with_suffix(".small")
+    mountpoint.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(mountpoint)], check=True)
+    target.file = mountpoint / "target.img"
+    with target.file.open("wb") as stream:
+        stream.truncate(target.size)
+    subprocess.run(["losetup", str(target.device), str(target.file)], check=True)
+
+    def resize(new: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={new}", str(mountpoint)], check=True)
+
+    try:
+        yield resize
+    finally:
+        # The device lets go of the file once its last user is gone.
+        subprocess.run(["umount", "--lazy", str(mountpoint)], check=True)
 
 
 def corrupt(target: Loop, offset: int, data: bytes) -> None:

@@ -1,0 +1,63 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Nothing is vouched for before it is durable."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from typing import Any
+
+from fleetlift_agent.committer import Committer
+from fleetlift_agent.errors import AgentError
+from fleetlift_agent.wire import ExtentKey
+from loop_pair import wait_for
+
+
+class RecordingDisk:
+    """Notes the order of what happens to it; `broken` makes it refuse to sync."""
+
+    def __init__(self, events: list[Any], broken: bool = False) -> None:
+        self._events = events
+        self._broken = broken
+        self.manifest = self
+
+    def sync(self) -> None:
+        if self._broken:
+            raise AgentError("TARGET_WRITE_FAILED", "broken", "replace it", {"errno": errno.EIO})
+        self._events.append("sync")
+
+    def set(self, extent: int, digest: bytes) -> None:
+        self._events.append(("manifest", extent, digest))
+
+
+def test_sync_then_manifest_then_acknowledgement() -> None:
+    events: list[Any] = []
+    failures: list[AgentError] = []
+    committer = Committer([RecordingDisk(events)], lambda keys: events.append(("ack", keys)), failures.append)  # type: ignore[list-item]
+    committer.add(ExtentKey(0, 7), b"digest", 1)
+    wait_for(lambda: len(events) == 3, "an acknowledgement without any further write")
+    assert events == ["sync", ("manifest", 7, b"digest"), ("ack", [ExtentKey(0, 7)])]
+    committer.add(ExtentKey(0, 8), b"digest", 1)
+    committer.close()
+    assert events[3:] == ["sync", ("manifest", 8, b"digest"), ("ack", [ExtentKey(0, 8)])]
+    assert not failures
+
+
+def test_failed_sync_vouches_for_nothing_and_blocks_nobody() -> None:
+    events: list[Any] = []
+    failures: list[AgentError] = []
+    failed = threading.Event()
+
+    def fail(error: AgentError) -> None:
+        failures.append(error)
+        failed.set()
+
+    committer = Committer([RecordingDisk(events, broken=True)], lambda keys: events.append(keys), fail)  # type: ignore[list-item]
+    for extent in range(300):
+        committer.add(ExtentKey(0, extent), b"digest", 1 << 20)
+    assert failed.wait(10)
+    committer.close()
+    assert events == []
+    assert failures[0].code == "TARGET_WRITE_FAILED"
