@@ -83,11 +83,11 @@ class DataCentre:
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(self._place.key)])
 
     def _start_source(self, source: Source, site: MachineSite) -> None:
+        self.network.connect(source.name, [source.address], ONPREM_GATEWAY, guarded=False)
         public_key = self._place.key.with_suffix(".pub").read_text(encoding="ascii")
         files = diskbuild.build_source(
             source, self._place.directory / "sources" / source.name, site.base_root, public_key
         )
-        self.network.connect(source.name, [source.address], ONPREM_GATEWAY, guarded=False)
         machine = site.source(source.name, [MachineDisk(item.file, item.disk.serial) for item in files])
         self._sources[source.name] = machine
         machine.start()

@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.errors import LabError
+
 
 @dataclass(frozen=True)
 class ProcessIdentity:
@@ -43,7 +45,7 @@ def is_alive(process: ProcessIdentity) -> bool:
 
 
 def kill_and_wait(processes: list[ProcessIdentity], *, sig: int = signal.SIGKILL, timeout: float = 15) -> None:
-    """Signal each process and wait until all are gone; TimeoutError names those that stay."""
+    """Signal each process and wait until all are gone; LabError names those that stay."""
     waiting: dict[int, tuple[int, ProcessIdentity]] = {}
     poller = select.poll()
     for process in processes:
@@ -63,7 +65,9 @@ def kill_and_wait(processes: list[ProcessIdentity], *, sig: int = signal.SIGKILL
             left = deadline - time.monotonic()
             if left <= 0:
                 stuck = ", ".join(str(process.pid) for _, process in waiting.values())
-                raise TimeoutError(f"processes did not end within {timeout:g} s: {stuck}")
+                raise LabError(
+                    f"processes did not end within {timeout:g} s: {stuck}", "Look at what they wait for, try again"
+                )
             for handle, _ in poller.poll(left * 1000):
                 poller.unregister(handle)
                 os.close(handle)

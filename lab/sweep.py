@@ -97,7 +97,7 @@ def thaw_mounts(process: ProcessIdentity, devices: set[int]) -> None:
         if entry.device not in devices:
             continue
         try:
-            fd = os.open(f"/proc/{process.pid}/root{entry.mountpoint}", os.O_RDONLY | os.O_DIRECTORY)
+            fd = os.open(f"/proc/{process.pid}/root{entry.mountpoint}", os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             continue  # The same: its root directory has been given up.
         try:

@@ -5,7 +5,7 @@
 """Machines made of namespaces: loop disks that hold a filesystem directly, and processes of their own.
 
 The kernel, its clock and its memory are the host's. Everything else a migration touches is the
-machine's own: disks, mounts, processes, host name, network, services. See docs for what this proves.
+machine's own: disks, mounts, processes, host name, network, services.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from lab.processes import identify
 REPOSITORY = Path(__file__).resolve().parents[2]
 BOOT_TIMEOUT = 60.0
 STOP_TIMEOUT = 90.0
+SUPERVISOR_PATIENCE = 30.0
 
 
 def device_cgroup_root() -> Path | None:
@@ -260,8 +262,7 @@ class NamespaceMachine:
             try:
                 self.start()
             except (MachineError, LabError) as error:
-                with self.console.open("a", encoding="utf-8") as console:
-                    console.write(f"{error}\n")
+                self._say(str(error))
         if self._state is State.OFF:
             self._on_power_off(self.name)
 
@@ -270,19 +271,29 @@ class NamespaceMachine:
         for stream in (run.process.stdin, run.process.stdout):
             if stream is not None:
                 stream.close()
-        run.process.wait(timeout=30)
-        for loop in run.loops.values():
-            loopdisk.detach(loop)
+        try:
+            run.process.wait(timeout=SUPERVISOR_PATIENCE)
+            for loop in run.loops.values():
+                loopdisk.detach(loop)
+            self._remove_cgroup()
+        except (LabError, OSError, subprocess.TimeoutExpired) as error:
+            # Nobody waits for this thread; what could not be given back is swept away with the lab.
+            self._say(f"could not give everything back: {error}")
+        finally:
+            with self._changed:
+                run.ended = True
+                self._run, self._state = None, State.OFF
+                self._changed.notify_all()
+
+    def _remove_cgroup(self) -> None:
         root = device_cgroup_root()
         if root is not None:
-            try:
+            with suppress(FileNotFoundError):
                 (root / self._network.port(self.name).namespace).rmdir()
-            except FileNotFoundError:
-                pass
-        with self._changed:
-            run.ended = True
-            self._run, self._state = None, State.OFF
-            self._changed.notify_all()
+
+    def _say(self, text: str) -> None:
+        with self.console.open("a", encoding="utf-8") as console:
+            console.write(f"{text}\n")
 
     def _seen(self, run: Run, event: str) -> bool:
         return any(seen["event"] == event for seen in run.events)

@@ -181,7 +181,7 @@ class Supervisor:
     def _stop_filesystems(self) -> None:
         """Keep what is not on the disks yet from reaching them, and let go of tasks that wait for a thaw."""
         for entry in self._own_mounts():
-            fd = os.open(entry.mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+            fd = os.open(entry.mountpoint, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 if entry.filesystem in CAN_SHUT_DOWN and not entry.read_only:
                     cut_power(fd)

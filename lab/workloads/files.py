@@ -53,12 +53,12 @@ def acl() -> bytes:
     return struct.pack("<I", ACL_VERSION) + b"".join(struct.pack("<HHI", *entry) for entry in ACL_ENTRIES)
 
 
-def seed(root: Path) -> None:
-    """Fill the disk."""
+def seed(root: Path, directories: int = DIRECTORIES) -> None:
+    """Fill the disk with ``directories`` directories of small files, and with everything odd."""
     top = root / TOP
     top.mkdir(parents=True)
-    _small_files(top)
-    _links(top)
+    _small_files(top, directories)
+    _links(top, directories)
     _special_files(top)
     _odd_names(top)
     _sparse_files(top)
@@ -69,9 +69,9 @@ def seed(root: Path) -> None:
             os.utime(directory, ns=(0, 1_500_000_000_000_000_000 + number))
 
 
-def _small_files(top: Path) -> None:
+def _small_files(top: Path, directories: int) -> None:
     source = random.Random("files")
-    for directory in range(DIRECTORIES):
+    for directory in range(directories):
         path = top / f"d{directory:03}"
         path.mkdir(mode=source.choice((0o755, 0o700, 0o2775, 0o1777)))
         for number in range(PER_DIRECTORY):
@@ -86,11 +86,11 @@ def _small_files(top: Path) -> None:
             os.utime(file, ns=(0, 1_400_000_000_000_000_000 + source.randrange(10**17)))
 
 
-def _links(top: Path) -> None:
+def _links(top: Path, directories: int) -> None:
     links = top / "links"
     links.mkdir()
     for number in range(LINKS):
-        target = top / f"d{number % DIRECTORIES:03}" / f"f{number % PER_DIRECTORY:02}"
+        target = top / f"d{number % directories:03}" / f"f{number % PER_DIRECTORY:02}"
         (links / f"hard{number:03}").hardlink_to(target)
         (links / f"soft{number:03}").symlink_to(os.path.relpath(target, links))
     (links / "dangling").symlink_to("/nowhere/at all")
@@ -150,9 +150,10 @@ def _metadata(top: Path) -> None:
     os.setxattr(capable, "security.capability", CAPABILITY)
     attributes = metadata / "attributes"
     attributes.write_bytes(b"")
-    for number in range(20):
+    # All attributes of a file share one block on ext4.
+    for number in range(12):
         os.setxattr(attributes, f"user.name-{number}", b"\x00binary\xff" * number)
-    os.setxattr(attributes, "user.large", b"x" * 3000)
+    os.setxattr(attributes, "user.large", b"x" * 2000)
     os.setxattr(attributes, "trusted.overlooked", b"seen by root only")
     inherited = metadata / "default-acl"
     inherited.mkdir()
