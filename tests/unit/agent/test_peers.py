@@ -17,8 +17,11 @@ from typing import Any
 
 import pytest
 from fleetlift_agent import wire
+from fleetlift_agent.connection import Connection
 from fleetlift_agent.daemon import listen
 from fleetlift_agent.errors import AgentError
+from fleetlift_agent.extents import Range
+from fleetlift_agent.hashing import load_hash
 from fleetlift_agent.tls import TlsFiles, load_identity
 from loop_pair import MIB, Agent, MakePair, Pair, free_port, make_certificate, wait_for
 
@@ -241,3 +244,38 @@ def test_unreachable_landing_stops_no_service(make_pair: MakePair) -> None:
     aborted = pair.sender.ctl("abort")
     assert aborted["cutover"]["phase"] == "aborted"
     assert aborted["cutover"]["thawed_by"] is None
+
+
+@pytest.mark.parametrize("lie", ["content", "digest"])
+def test_content_without_the_announced_hash_is_never_written(make_pair: MakePair, lie: str) -> None:
+    pair = make_pair(MIB)
+    pair.receiver.start()
+    algorithm = load_hash("sha256")
+    content = os.urandom(MIB)
+    hashes = algorithm.sub_hashes(memoryview(content))
+    right = {"digest": algorithm.digest(hashes), "content_hash": algorithm.digest(hashes)}
+    disks = [{"id": "d0", "size": MIB, "target_serial": "disk-0"}]
+    hello = {
+        "session": "0" * 32,
+        "connection": 0,
+        "migration": "web1",
+        "disks": disks,
+        "features": {"hash": ["sha256"], "compression": ["none"]},
+    }
+    for wrong, code in (({lie if lie == "digest" else "content_hash": b"x" * 32}, "CONTENT_MISMATCH"), ({}, None)):
+        with connected(pair) as wrapped:
+            connection = Connection(wrapped, 10)
+            connection.exchange_preambles()
+            connection.send_json(wire.HELLO, hello)
+            connection.receive_json(wire.WELCOME)
+            key = wire.ExtentKey(0, 0)
+            write = wire.Write(key=key, ranges=(Range(0, 64, False),), codec=0, raw_length=MIB, **{**right, **wrong})
+            connection.send(wire.WRITE, write.pack(), content)
+            if code is None:
+                assert connection.receive()[0] == wire.ACK
+                assert pair.disks[0][1].content() == content
+            else:
+                with pytest.raises(AgentError, match=code):
+                    connection.receive()
+                assert pair.disks[0][1].content() == bytes(MIB)
+        wait_for(lambda: pair.receiver.state["phase"] == "listening", "the session is over")
