@@ -20,6 +20,7 @@ from lab.cloud.hypervisor import IngressRule
 from lab.command import run
 from lab.datacentre import wait_for_ssh
 from lab.loopdisk import mounted
+from lab.machines.init import DROPPED_CAPABILITIES
 from lab.machines.namespace import NamespaceMachine
 from lab.machines.protocol import MachineError, State
 from lab.namespaces import in_netns
@@ -89,6 +90,9 @@ def test_machine_sees_only_its_own_disks_processes_and_network(bench: Bench) -> 
     for device in (host_root, os.makedev(7, 255)):
         numbers = f"{os.major(device)} {os.minor(device)}"
         assert bench.ssh("10.96.0.11", f"mknod /dev/other b {numbers}").returncode != 0
+    bounding = int(inside("grep CapBnd /proc/self/status").split()[1], 16)
+    kept = [name for name, number in DROPPED_CAPABILITIES.items() if bounding >> number & 1]
+    assert kept == []
     assert bench.ssh("10.96.0.11", "echo 1 > /proc/sys/vm/drop_caches").returncode != 0
     assert bench.ssh("10.96.0.11", "touch /sys/block/x").returncode != 0
 
