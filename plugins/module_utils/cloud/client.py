@@ -36,6 +36,9 @@ VERSIONS = {"cvm": "2017-03-12", "cbs": "2017-03-12", "vpc": "2017-03-12"}
 # Seconds before each further attempt; several hosts share one account's rate, hence the spread of random_wait.
 RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
+# Seconds in which a server that is there accepts a connection; its answer may take longer.
+CONNECT_TIMEOUT = 10
+
 
 @dataclass(frozen=True)
 class Access:
@@ -125,10 +128,12 @@ class CloudClient:
     def _client(self, service: str) -> Any:
         if service not in self._clients:
             access = self._access
-            http = HttpProfile(reqTimeout=access.api_timeout, rootDomain=access.endpoint_domain)
+            # The SDK hands this to requests, which takes the two apart.
+            timeouts = (min(CONNECT_TIMEOUT, access.api_timeout), access.api_timeout)
+            http = HttpProfile(reqTimeout=timeouts, rootDomain=access.endpoint_domain)
             if access.endpoint:
                 url = urlsplit(access.endpoint)
-                http = HttpProfile(protocol=url.scheme, endpoint=url.netloc, reqTimeout=access.api_timeout)
+                http = HttpProfile(protocol=url.scheme, endpoint=url.netloc, reqTimeout=timeouts)
             self._clients[service] = CommonClient(
                 service,
                 VERSIONS[service],

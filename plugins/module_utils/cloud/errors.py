@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..findings import Finding, Refusal
@@ -14,6 +15,9 @@ from ..findings import Finding, Refusal
 NETWORK_CODES = ("ClientNetworkError", "ServerNetworkError")
 # A body that is no answer of this API; the code is this collection's own.
 MALFORMED = "ResponseMalformed"
+
+# An object's repr in the text of an exception says nothing to a reader.
+_OBJECT = re.compile(r"<[^<>]* at 0x[0-9a-f]+>[,:]? ?")
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,8 @@ class CloudError(Refusal):
 
     def __init__(self, code: str, message: str, request_id: str, action: str, subject: str = "cloud") -> None:
         meaning = meaning_of(code)
-        cause = f"{meaning.cause} {action} was answered with {code}: {message.strip().rstrip('.')}."
+        happened = "" if code in (*NETWORK_CODES, MALFORMED) else f" was answered with {code}"
+        cause = f"{meaning.cause} {action}{happened}: {_OBJECT.sub('', message).strip().rstrip('.')}."
         evidence = {"api_action": action, "api_code": code, "api_message": message, "request_id": request_id}
         super().__init__(Finding(meaning.code, "blocker", subject, cause, meaning.action, evidence))
         self.code = code

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 import time
 
 import pytest
+from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud import client as api_client
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud import waiter
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.client import Access, CloudClient
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.errors import CloudError, meaning_of
@@ -246,6 +248,26 @@ def test_read_is_repeated_after_a_gateway_error_and_a_change_is_not(misbehaving)
     with pytest.raises(CloudError) as caught:
         server.client().call("cvm", "EnterRescueMode", {}, idempotent=False)
     assert (caught.value.finding.code, server.count) == ("CLOUD_UNREACHABLE", 1)
+
+
+def test_api_that_does_not_take_the_connection_is_given_up_early_and_in_plain_words(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(api_client, "CONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(api_client, "RETRY_WAITS", ())
+    with socket.socket() as full, socket.socket() as first:
+        # One connection fills the backlog of 0; the kernel drops what comes after it, as a firewall would.
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        first.connect(full.getsockname())
+        access = Access("id", SECRET_KEY, REGION, endpoint=f"http://127.0.0.1:{full.getsockname()[1]}", api_timeout=60)
+        started = time.monotonic()
+        with pytest.raises(CloudError) as caught:
+            CloudClient(access).call("cvm", "DescribeInstances", {})
+    assert time.monotonic() - started < 10
+    assert caught.value.finding.code == "CLOUD_UNREACHABLE"
+    assert "timed out" in caught.value.finding.cause
+    assert " at 0x" not in caught.value.finding.cause
+    assert "answered with" not in caught.value.finding.cause
 
 
 def test_messages_are_asked_for_in_english(misbehaving):
