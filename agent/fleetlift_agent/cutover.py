@@ -233,7 +233,7 @@ class Cutover:
         try:
             self._quiesce.power_off()
         except AgentError as error:
-            # The target may be in use by now: the source stays frozen until its watchdog or an abort thaws it.
+            # The target may be in use by now: services stay stopped, and the watchdog ends the freeze.
             log.error("power off: %s", error)
             self._show(error=error.record())
 

@@ -99,6 +99,9 @@ class Replication:
             current = self._cutover
             if current is not None and current.record["phase"] != "aborted":
                 return {"already_running": True, "cutover": current.record}
+            if current is not None and self._thread is not None:
+                # An aborted cutover's thread is about to end.
+                self._thread.join()
             if self._busy() or self._state.get("phase") != "in_sync":
                 raise AgentError(
                     "NOT_IN_SYNC",
@@ -295,7 +298,10 @@ class Replication:
             self._max_downtime = _seconds(arguments, "max_downtime", 0)
 
     def _show_cutover(self, record: dict[str, Any]) -> None:
-        self._state.update(cutover=record)
+        if record["phase"] == "aborted":
+            self._state.update(cutover=record, phase="in_sync")
+        else:
+            self._state.update(cutover=record)
 
     def _show_roots(self) -> None:
         try:
