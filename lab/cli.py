@@ -24,7 +24,9 @@ from lab.control import call
 from lab.daemon import serve
 from lab.description import load
 from lab.errors import LabError
+from lab.ledger import Ledger
 from lab.place import Place
+from lab.processes import is_alive
 from lab.sweep import take_down
 from lab.verify import verify
 
@@ -40,6 +42,7 @@ PROGRAMS = {
     "mkfs.xfs": "xfsprogs",
     "mmdebstrap": "mmdebstrap",
     "nft": "nftables",
+    "setpriv": "util-linux",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "tc": "iproute2",
@@ -50,7 +53,11 @@ CONSOLE_TAIL = 64 * 1024
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     root = argparse.ArgumentParser(prog="python -m lab", description="A data centre and a cloud on one machine.")
-    root.add_argument("--name", default="demo", help="the lab's name (default: demo)")
+    root.add_argument(
+        "--name",
+        default=os.environ.get("FLEETLIFT_LAB_NAME", "demo"),
+        help="the lab's name (default: $FLEETLIFT_LAB_NAME, which `run` sets, or demo)",
+    )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     up = commands.add_parser("up", help="start the lab")
     up.add_argument("file", nargs="?", type=Path, default=DEMO, help="lab description (default: the demo)")
@@ -115,6 +122,11 @@ def up(place: Place, options: argparse.Namespace) -> int:
         try:
             call(place.socket, "status")
         except LabError as error:
+            if any(is_alive(process) for process in Ledger(place.ledger).read().processes):
+                raise LabError(
+                    f"the lab {place.name!r} is just being started or taken down, or does not answer",
+                    "Wait and try again, or take it down",
+                ) from error
             raise LabError(
                 f"a lab {place.name!r} was left behind by a crash",
                 f"Remove it first: python -m lab --name {place.name} down",
