@@ -181,7 +181,7 @@ class Cutover:
     def _verify(self) -> None:
         """The target's disks, read back, must have our root; what differs is sent again."""
         self.roots, root = self._replicator.roots()
-        for _ in range(_REPAIR_ROUNDS):
+        for _round in range(_REPAIR_ROUNDS):
             answer = self._replicator.request(self._cancelled, "verify")
             if answer.get("root_hash") == root:
                 self._show(root_hash=root)

@@ -60,7 +60,7 @@ class BufferPool:
 
     def __init__(self, count: int) -> None:
         self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
-        for _ in range(count):
+        for _round in range(count):
             self._free.put(mmap.mmap(-1, EXTENT))
 
     def acquire(self, cancelled: Callable[[], bool]) -> mmap.mmap | None:

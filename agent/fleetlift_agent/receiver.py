@@ -405,7 +405,7 @@ class Receiver:
                     done[0] += disk.length(extent)
                     self._state.touch(progress={**self._state.get("progress"), "kind": "verify", "bytes_done": done[0]})
 
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(_VERIFY_THREADS)]
+        threads = [threading.Thread(target=work, daemon=True) for _round in range(_VERIFY_THREADS)]
         for thread in threads:
             thread.start()
         for thread in threads:

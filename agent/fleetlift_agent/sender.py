@@ -343,7 +343,7 @@ class Pipeline:
         session.on_ack = self._acknowledged
         session.on_sub_hashes = self._compared
         wire_before = session.bytes_out
-        threads = [threading.Thread(target=self._read, name="read", daemon=True) for _ in range(_READERS)]
+        threads = [threading.Thread(target=self._read, name="read", daemon=True) for _round in range(_READERS)]
         writers = [
             threading.Thread(target=self._write, args=(connection,), name="write", daemon=True)
             for connection in session.connections
@@ -363,7 +363,7 @@ class Pipeline:
                 # Writers may wait for the network or for bandwidth, and receivers may still route
                 # what they got: only closing the session ends both.
                 session.close(ConnectionLost("the pass was interrupted"))
-            for _ in writers:
+            for _writer in writers:
                 self._jobs.put(None)
             for thread in threads + writers:
                 thread.join()

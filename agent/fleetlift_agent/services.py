@@ -29,7 +29,6 @@ class ServiceManager(Protocol):
 
     def is_running(self, name: str) -> bool:
         """Whether *name* runs. Raises :class:`AgentError` SERVICE_UNKNOWN or SERVICE_STATE_UNKNOWN."""
-        ...
 
     def stop(self, names: Sequence[str], timeout: float) -> list[str]:
         """Stop *names* in this order; return those that ran before.
@@ -37,14 +36,12 @@ class ServiceManager(Protocol):
         All names are checked before the first is stopped. When one does not stop, those stopped before are started
         again. Raises :class:`AgentError` SERVICE_UNKNOWN, SERVICE_STATE_UNKNOWN or SERVICE_STOP_FAILED.
         """
-        ...
 
     def start(self, names: Sequence[str], timeout: float) -> None:
         """Start *names* in reverse order, all of them even if one fails.
 
         Raises :class:`AgentError` SERVICE_START_FAILED with those that did not start.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def _part(wrapped: ssl.SSLSocket) -> None:
     try:
         wrapped.settimeout(_PARTING_SECONDS)
         socket.socket.shutdown(wrapped, socket.SHUT_WR)
-        for _ in range(_PARTING_READS):
+        for _round in range(_PARTING_READS):
             if not socket.socket.recv(wrapped, 4096):
                 return
     except OSError:

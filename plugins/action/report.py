@@ -40,7 +40,7 @@ class ActionModule(ActionBase):
         if failed and arguments["fail_on_failure"]:
             result.update(
                 failed=True,
-                msg=f"{len(failed)} of {len(rows)} sources failed: {', '.join(failed)}. Next: mend what the table says, "
-                "then run the same playbook again; it continues.",
+                msg=f"{len(failed)} of {len(rows)} sources failed: {', '.join(failed)}. Next: mend what the table"
+                " says, then run the same playbook again; it continues.",
             )
         return result

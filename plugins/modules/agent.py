@@ -9,10 +9,14 @@ module: agent
 short_description: Deploy or remove the replication agent on a source or in a landing
 version_added: 0.1.0
 description:
-  - Copies the agent (one Python zipapp) to C(/run/fleetlift/MIGRATION), which is in RAM, checks its SHA-256, delivers the
-    keys and certificates of this pair over the Ansible connection, and starts the agent as a daemon that waits for orders.
-  - Nothing is written to the server's disks. Needs Python 3.9 or newer for the agent, but no Python for Ansible itself.
-  - The keys and certificates are made on the controller with the C(cryptography) library. Each end trusts the other end's
+  - Copies the agent (one Python zipapp) to C(/run/fleetlift/MIGRATION), which is in RAM, checks its SHA-256,
+    delivers the
+    keys and certificates of this pair over the Ansible connection, and starts the agent as a daemon that waits
+    for orders.
+  - Nothing is written to the server's disks. Needs Python 3.9 or newer for the agent, but no Python for
+    Ansible itself.
+  - The keys and certificates are made on the controller with the C(cryptography) library. Each end trusts the
+    other end's
     certificate and nothing else.
 author:
   - Fleetlift contributors (@fleetlift)
@@ -89,7 +93,8 @@ options:
     type: str
   runtime:
     description:
-      - A C(.tar.gz) on the controller with a relocatable Python (C(bin/python3) at its top or one directory below, as in the
+      - A C(.tar.gz) on the controller with a relocatable Python (C(bin/python3) at its top or one directory
+        below, as in the
         archives of python-build-standalone), for servers and rescue systems whose own Python is too old.
       - Unpacked into the agent's directory in RAM, and only when no suitable interpreter is found there.
     type: path

@@ -9,9 +9,11 @@ module: cutover
 short_description: Bring the target's disks to a consistent, verified final state and hand over
 version_added: 0.1.0
 description:
-  - Stops the named services on the source, freezes its filesystems, sends what changed, and has the landing read its disks
+  - Stops the named services on the source, freezes its filesystems, sends what changed, and has the landing
+    read its disks
     back until both manifests are equal. Then powers the source off, or lets it run on.
-  - Any failure thaws the filesystems and starts the services again that were stopped. A watchdog on the source does the
+  - Any failure thaws the filesystems and starts the services again that were stopped. A watchdog on the source
+    does the
     same when the agent or the controller is gone.
 author:
   - Fleetlift contributors (@fleetlift)
@@ -46,13 +48,15 @@ options:
     default: 600
   hold_timeout:
     description:
-      - How long a verified source waits, frozen, for the order to power off or to run on. Then it thaws and the cutover
+      - How long a verified source waits, frozen, for the order to power off or to run on. Then it thaws and
+        the cutover
         is void.
     type: int
     default: 120
   source_after:
     description:
-      - With V(frozen_off) the source is powered off while still frozen, so that nothing is written to it after the final
+      - With V(frozen_off) the source is powered off while still frozen, so that nothing is written to it after
+        the final
         pass. Power it on again to go back.
       - With V(running) it thaws and its services start again. Use it for rehearsals.
     type: str
@@ -119,7 +123,9 @@ totals:
   type: dict
   sample: {bytes_read: 3221225472, bytes_sent: 412876800}
 quiesced_at:
-  description: When the first service was told to stop, as seconds since the epoch on the controller. Downtime begins here.
+  description:
+    - When the first service was told to stop, as seconds since the epoch on the controller. Downtime
+      begins here.
   returned: when not in check mode
   type: float
   sample: 1790000000.5

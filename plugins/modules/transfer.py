@@ -9,9 +9,11 @@ module: transfer
 short_description: Start, watch, tune or stop the replication of a source
 version_added: 0.1.0
 description:
-  - Tells the sender on the source to replicate its disks to its landing, shows a line of progress every few seconds, and
+  - Tells the sender on the source to replicate its disks to its landing, shows a line of progress every few
+    seconds, and
     returns when source and target are in sync.
-  - A replication that already runs is re-attached to. It runs on the source by itself, so neither a lost SSH connection
+  - A replication that already runs is re-attached to. It runs on the source by itself, so neither a lost SSH
+    connection
     nor an interrupted play ends it.
 author:
   - Fleetlift contributors (@fleetlift)
@@ -31,7 +33,8 @@ options:
   state:
     description:
       - With V(in_sync) the replication runs and has reached the state in which a cutover is possible.
-      - With V(started) it runs. With V(stopped) it does not; what reached the target stays and is not sent again later.
+      - With V(started) it runs. With V(stopped) it does not; what reached the target stays and is not sent
+        again later.
     type: str
     choices: [in_sync, started, stopped]
     default: in_sync
@@ -96,7 +99,7 @@ transfer:
     totals:
       description: Bytes read, sent, put on the wire and skipped since the sender started.
       type: dict
-      sample: {bytes_read: 3221225472, bytes_sent: 412876800, bytes_wire: 171966464, bytes_skipped: 0, bytes_zero: 2808348672}
+      sample: {bytes_read: 3221225472, bytes_sent: 412876800, bytes_wire: 171966464, bytes_skipped: 0}
     passes:
       description: Each pass with its kind, duration and bytes.
       type: list
