@@ -8,15 +8,18 @@
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"
-export PATH="$top/.venv/bin:$PATH" ANSIBLE_COLLECTIONS_PATH="$top/.venv/collections" FLEETLIFT_REPOSITORY="$top"
-export PYTHONPATH="$top"
+export PATH="$top/.venv/bin:$PATH" ANSIBLE_COLLECTIONS_PATH="$top/.venv/collections"
+export FLEETLIFT_REPOSITORY="$top" PYTHONPATH="$top"
 lab=(python -m lab --name molecule)
-trap '"${lab[@]}" down' EXIT
+log=$(mktemp)
+trap '"${lab[@]}" down; rm -f "$log"' EXIT
 "${lab[@]}" down
 "${lab[@]}" up tests/molecule-lab.yml
-cd extensions
-for scenario in "${@:-migrate resume refuse}"; do
-  for name in $scenario; do
-    (cd "$top" && "${lab[@]}" run -- bash -c 'cd extensions && molecule test --scenario-name "$0" --no-command-borders' "$name")
-  done
+
+# What Ansible would log at its most talkative is searched for secrets as well.
+export ANSIBLE_LOG_PATH="$log" ANSIBLE_LOG_VERBOSITY=3
+scenarios=("$@")
+if [ $# -eq 0 ]; then scenarios=(migrate resume refuse); fi
+for scenario in "${scenarios[@]}"; do
+  "${lab[@]}" run -- bash -c 'cd extensions && exec molecule test --scenario-name "$0" --no-command-borders' "$scenario"
 done
