@@ -124,11 +124,11 @@ def main() -> int:
     parser.add_argument("command", choices=["watch", "scan"])
     parser.add_argument("--lab", type=Path, required=True, help="the lab's state directory")
     parser.add_argument("--out", type=Path, required=True, help="what watch writes and scan reads")
-    parser.add_argument("paths", type=Path, nargs="*", help="files and directories to scan")
+    parser.add_argument("--path", type=Path, action="append", default=[], help="a file or directory to scan")
     arguments = parser.parse_args()
     if arguments.command == "watch":
         return watch(arguments.lab, arguments.out)
-    return scan(arguments.lab, arguments.out, arguments.paths)
+    return scan(arguments.lab, arguments.out, arguments.path)
 
 
 if __name__ == "__main__":
