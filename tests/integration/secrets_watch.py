@@ -32,6 +32,9 @@ def learn(lab: Path) -> dict[str, str]:
             text = path.read_text()
         except FileNotFoundError:
             continue
+        if not text.strip():
+            # Made a moment ago and written a moment later.
+            continue
         if path.name == "landing_password":
             found[text.split()[0]] = "landing password"
         elif path.suffix == ".key":
