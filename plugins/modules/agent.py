@@ -10,14 +10,11 @@ short_description: Deploy or remove the replication agent on a source or in a la
 version_added: 0.1.0
 description:
   - Copies the agent (one Python zipapp) to C(/run/fleetlift/MIGRATION), which is in RAM, checks its SHA-256,
-    delivers the
-    keys and certificates of this pair over the Ansible connection, and starts the agent as a daemon that waits
-    for orders.
-  - Nothing is written to the server's disks. Needs Python 3.9 or newer for the agent, but no Python for
-    Ansible itself.
+    delivers the keys and certificates of this pair over the Ansible connection, and starts the agent as a daemon
+    that waits for orders.
+  - Nothing is written to the server's disks. Needs Python 3.9 or newer for the agent, but no Python for Ansible itself.
   - The keys and certificates are made on the controller with the C(cryptography) library. Each end trusts the
-    other end's
-    certificate and nothing else.
+    other end's certificate and nothing else.
 author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
@@ -94,8 +91,7 @@ options:
   runtime:
     description:
       - A C(.tar.gz) on the controller with a relocatable Python (C(bin/python3) at its top or one directory
-        below, as in the
-        archives of python-build-standalone), for servers and rescue systems whose own Python is too old.
+        below, as in the archives of python-build-standalone), for servers and rescue systems whose own Python is too old.
       - Unpacked into the agent's directory in RAM, and only when no suitable interpreter is found there.
     type: path
 """

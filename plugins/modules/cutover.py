@@ -10,11 +10,9 @@ short_description: Bring the target's disks to a consistent, verified final stat
 version_added: 0.1.0
 description:
   - Stops the named services on the source, freezes its filesystems, sends what changed, and has the landing
-    read its disks
-    back until both manifests are equal. Then powers the source off, or lets it run on.
+    read its disks back until both manifests are equal. Then powers the source off, or lets it run on.
   - Any failure thaws the filesystems and starts the services again that were stopped. A watchdog on the source
-    does the
-    same when the agent or the controller is gone.
+    does the same when the agent or the controller is gone.
 author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
@@ -49,15 +47,13 @@ options:
   hold_timeout:
     description:
       - How long a verified source waits, frozen, for the order to power off or to run on. Then it thaws and
-        the cutover
-        is void.
+        the cutover is void.
     type: int
     default: 120
   source_after:
     description:
       - With V(frozen_off) the source is powered off while still frozen, so that nothing is written to it after
-        the final
-        pass. Power it on again to go back.
+        the final pass. Power it on again to go back.
       - With V(running) it thaws and its services start again. Use it for rehearsals.
     type: str
     choices: [frozen_off, running]

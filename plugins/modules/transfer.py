@@ -10,11 +10,9 @@ short_description: Start, watch, tune or stop the replication of a source
 version_added: 0.1.0
 description:
   - Tells the sender on the source to replicate its disks to its landing, shows a line of progress every few
-    seconds, and
-    returns when source and target are in sync.
+    seconds, and returns when source and target are in sync.
   - A replication that already runs is re-attached to. It runs on the source by itself, so neither a lost SSH
-    connection
-    nor an interrupted play ends it.
+    connection nor an interrupted play ends it.
 author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
