@@ -91,7 +91,8 @@ options:
   runtime:
     description:
       - A C(.tar.gz) on the controller with a relocatable Python (C(bin/python3) at its top or one directory
-        below, as in the archives of python-build-standalone), for servers and rescue systems whose own Python is too old.
+        below, as in the archives of python-build-standalone), for servers and rescue systems whose own Python is
+        too old.
       - Unpacked into the agent's directory in RAM, and only when no suitable interpreter is found there.
     type: path
 """

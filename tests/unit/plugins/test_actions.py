@@ -1,0 +1,202 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the action plugins make of what an agent says. The agent's side of the conversation is scripted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleConnectionFailure
+from ansible_collections.fleetlift.cvm.plugins.action import cutover, transfer
+from ansible_collections.fleetlift.cvm.plugins.modules import agent as agent_module
+from ansible_collections.fleetlift.cvm.plugins.plugin_utils import agent_action, remote_agent
+
+TRANSFER = {
+    "state": "in_sync",
+    "bandwidth_limit": None,
+    "max_passes": 5,
+    "max_downtime": 30,
+    "wait_timeout": 0,
+    "stall_timeout": 600,
+    "connection_grace": 600,
+    "poll_interval": 0,
+}
+CUTOVER = {
+    "services": ["nginx"],
+    "service_timeout": 60,
+    "freeze_timeout": 600,
+    "hold_timeout": 120,
+    "source_after": "frozen_off",
+    "connection_grace": 600,
+    "poll_interval": 0,
+}
+
+
+class ScriptedAgent:
+    """Answers ``status`` with one state after the other, staying at the last; an exception is raised."""
+
+    def __init__(self, *states: dict[str, Any] | Exception) -> None:
+        self.states = list(states)
+        self.orders: list[tuple[str, dict[str, Any]]] = []
+        self.shell = SimpleNamespace(run=self._run)
+
+    def status(self) -> dict[str, Any]:
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        if isinstance(state, Exception):
+            raise state
+        return state
+
+    def control(self, command: str, arguments: dict[str, Any] | None = None, timeout: int = 20) -> dict[str, Any]:
+        self.orders.append((command, arguments or {}))
+        return {"ok": True}
+
+    def _run(self, command: str) -> remote_agent.Answer:
+        raise AnsibleConnectionFailure("the server is off")
+
+
+def action(kind: type[agent_action.AgentAction], agent: ScriptedAgent, *, check_mode: bool = False) -> Any:
+    made = object.__new__(kind)
+    made.task_vars = {"inventory_hostname": "web1"}
+    made._task = SimpleNamespace(check_mode=check_mode)
+    made._connection = SimpleNamespace(close=lambda: None)
+    made.agent = lambda arguments: agent
+    made.told = []
+    made.tell = made.told.append
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_action.time, "sleep", lambda seconds: None)
+
+
+def lost() -> AnsibleConnectionFailure:
+    return AnsibleConnectionFailure("Connection closed by remote host")
+
+
+def test_a_connection_lost_while_watching_is_only_a_gap_in_the_view() -> None:
+    agent = ScriptedAgent({"phase": "idle"}, {"phase": "initial_sync"}, lost(), lost(), {"phase": "in_sync"})
+    made = action(transfer.ActionModule, agent)
+    result = made.act(TRANSFER)
+    assert result["changed"] and result["transfer"]["phase"] == "in_sync"
+    assert [order for order, _arguments in agent.orders] == ["replicate"]
+    assert any("connection lost" in line for line in made.told)
+
+
+def test_a_connection_lost_for_longer_than_the_grace_says_that_the_agent_works_on() -> None:
+    made = action(transfer.ActionModule, ScriptedAgent(lost()))
+    with pytest.raises(remote_agent.RemoteError, match="CONNECTION_LOST") as caught:
+        made.act({**TRANSFER, "connection_grace": -1})
+    assert "re-attaches" in caught.value.record["action"]
+
+
+def test_a_running_transfer_is_attached_to_and_not_started_again() -> None:
+    agent = ScriptedAgent({"phase": "delta_sync", "bandwidth_limit": None}, {"phase": "in_sync"})
+    result = action(transfer.ActionModule, agent).act(TRANSFER)
+    assert result["reattached"] and not result["changed"]
+    assert agent.orders == []
+
+
+@pytest.mark.parametrize(("wanted", "sent"), [(1000, 1000), (0, None)])
+def test_a_new_limit_reaches_a_running_transfer(wanted: int, sent: int | None) -> None:
+    agent = ScriptedAgent({"phase": "initial_sync", "bandwidth_limit": 5}, {"phase": "initial_sync"})
+    result = action(transfer.ActionModule, agent).act({**TRANSFER, "state": "started", "bandwidth_limit": wanted})
+    assert result["changed"]
+    assert agent.orders == [("set", {"bandwidth_limit": sent})]
+
+
+def test_the_same_limit_changes_nothing() -> None:
+    agent = ScriptedAgent({"phase": "in_sync", "bandwidth_limit": None})
+    result = action(transfer.ActionModule, agent).act({**TRANSFER, "bandwidth_limit": 0})
+    assert not result["changed"] and agent.orders == []
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ({"phase": "failed", "error": {"code": "DISK_READ_FAILED", "cause": "c", "action": "a"}}, "DISK_READ_FAILED"),
+        ({"phase": "stopped"}, "TRANSFER_STOPPED"),
+        (
+            {"phase": "initial_sync", "updated": 1000, "stalled": {"since": 100, "reason": "refused"}},
+            "TRANSFER_STALLED",
+        ),
+    ],
+)
+def test_what_cannot_get_better_ends_the_wait(state: dict[str, Any], code: str) -> None:
+    agent = ScriptedAgent({"phase": "initial_sync"}, state)
+    with pytest.raises(remote_agent.RemoteError, match=code):
+        action(transfer.ActionModule, agent).act(TRANSFER)
+
+
+def test_a_short_stall_is_waited_out() -> None:
+    stalled = {"phase": "initial_sync", "updated": 200, "stalled": {"since": 100, "reason": "refused"}}
+    agent = ScriptedAgent({"phase": "initial_sync"}, stalled, {"phase": "in_sync"})
+    assert action(transfer.ActionModule, agent).act(TRANSFER)["transfer"]["phase"] == "in_sync"
+
+
+@pytest.mark.parametrize(("phase", "changed"), [("idle", True), ("in_sync", False)])
+def test_check_mode_of_a_transfer_orders_nothing(phase: str, changed: bool) -> None:
+    agent = ScriptedAgent({"phase": phase})
+    assert action(transfer.ActionModule, agent, check_mode=True).act(TRANSFER) == {"changed": changed}
+    assert agent.orders == []
+
+
+def prepared(**changes: Any) -> dict[str, Any]:
+    return {"phase": "cutover", "cutover": {"phase": "prepared", "verified": True, **changes}}
+
+
+def test_a_cutover_powers_the_source_off_only_when_the_copy_is_verified() -> None:
+    verifying = {"phase": "cutover", "cutover": {"phase": "verifying"}}
+    agent = ScriptedAgent({"phase": "in_sync", "cutover": None}, verifying, prepared())
+    result = action(cutover.ActionModule, agent).act(CUTOVER)
+    assert [order for order, _arguments in agent.orders] == ["cutover", "release"]
+    assert agent.orders[1][1] == {"action": "power_off"}
+    assert result["source"] == "off" and result["cutover"]["verified"]
+
+
+def test_a_cutover_that_the_agent_gave_up_is_a_failure_with_its_record() -> None:
+    error = {"code": "VERIFY_FAILED", "cause": "c", "action": "a"}
+    aborted = {"phase": "in_sync", "cutover": {"phase": "aborted", "error": error}}
+    agent = ScriptedAgent({"phase": "in_sync", "cutover": None}, aborted)
+    with pytest.raises(remote_agent.AgentRefusal, match="VERIFY_FAILED"):
+        action(cutover.ActionModule, agent).act(CUTOVER)
+    assert [order for order, _arguments in agent.orders] == ["cutover"]
+
+
+def test_a_cutover_under_way_is_continued_and_not_ordered_twice() -> None:
+    agent = ScriptedAgent(prepared())
+    action(cutover.ActionModule, agent).act(CUTOVER)
+    assert [order for order, _arguments in agent.orders] == ["release"]
+
+
+def test_a_source_that_is_not_in_sync_is_not_cut_over() -> None:
+    agent = ScriptedAgent({"phase": "initial_sync"})
+    with pytest.raises(remote_agent.RemoteError, match="NOT_IN_SYNC"):
+        action(cutover.ActionModule, agent).act(CUTOVER)
+    assert agent.orders == []
+
+
+def test_a_source_that_still_answers_after_power_off_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = ScriptedAgent(prepared())
+    agent.shell = SimpleNamespace(run=lambda command: remote_agent.Answer(0, "here", ""))
+    clock = iter(range(0, 10**6, 30))
+    monkeypatch.setattr(cutover.time, "monotonic", lambda: next(clock))
+    with pytest.raises(remote_agent.RemoteError, match="SOURCE_STILL_RUNNING"):
+        action(cutover.ActionModule, agent).act(CUTOVER)
+
+
+def test_the_argument_spec_is_the_documentation() -> None:
+    spec: dict[str, Any] = agent_action.argument_spec(agent_module.DOCUMENTATION)
+    assert spec["state"] == {"type": "str", "choices": ["present", "absent"], "default": "present"}
+    assert spec["disks"]["options"]["target_serial"] == {"type": "str", "required": True}
+
+
+def test_a_grace_is_measured_from_the_first_loss() -> None:
+    made = action(transfer.ActionModule, ScriptedAgent({}))
+    answers: list[Callable[[], Any]] = [lambda: (_ for _ in ()).throw(lost()), lambda: 7]
+    assert made.patiently(lambda: answers.pop(0)(), 600, "testing") == 7
