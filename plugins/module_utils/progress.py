@@ -57,6 +57,9 @@ def progress_line(state: dict[str, Any]) -> str:
     if state.get("phase") == "cutover" and state.get("cutover"):
         phase = PHASES.get(str(state["cutover"].get("phase")), str(state["cutover"].get("phase")))
     progress = state.get("progress") or {}
+    if state.get("phase") == "cutover" and progress.get("kind") not in ("final", "repair"):
+        # What is left from the pass before the cutover says nothing about it.
+        progress = {}
     total, done = progress.get("bytes_total") or 0, progress.get("bytes_done") or 0
     text = f"{phase:<22}"
     if total:
@@ -66,4 +69,4 @@ def progress_line(state: dict[str, Any]) -> str:
             text += f", {size(progress.get('rate'))}/s, {duration(progress.get('eta_seconds'))} left"
     if state.get("stalled"):
         text += f"  STALLED: {state['stalled'].get('reason')}"
-    return text
+    return text.rstrip()

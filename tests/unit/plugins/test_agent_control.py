@@ -203,6 +203,13 @@ def test_progress_says_how_far_how_fast_and_how_long() -> None:
     assert " 50 %" in line and "10.0 MiB/s" in line and "0:52 left" in line
 
 
+def test_progress_of_a_cutover_does_not_show_the_pass_before_it() -> None:
+    state = {"phase": "cutover", "cutover": {"phase": "freezing"}, "progress": {"kind": "delta", "bytes_total": 5}}
+    assert progress.progress_line(state) == "freezing filesystems"
+    state["progress"] = {"kind": "final", "bytes_total": 4, "bytes_done": 1}
+    assert " 25 %" in progress.progress_line(state)
+
+
 def test_progress_says_why_it_stands_still() -> None:
     line = progress.progress_line({"phase": "initial_sync", "stalled": {"since": 1, "reason": "connection refused"}})
     assert "STALLED: connection refused" in line
