@@ -15,13 +15,13 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lab.command import run
 from lab.errors import LabError
+from lab.mounts import remove_tree, unmount_under
 
 SUITE = "bookworm"
 PACKAGES = (
@@ -85,27 +85,28 @@ def cached(cache: Path) -> Path | None:
 
 def build(cache: Path, progress: Callable[[str], None]) -> Path:
     """Return the base root, building it when it is not cached; two labs never build it at once."""
-    with _locked(cache):
+    with _locked(cache) as lock:
         found = cached(cache)
         if found is not None:
             return found
         progress("building the base root filesystem, once for all labs (about a minute)")
         root, final = cache / "building", cache / f"base-{recipe_key()}"
         if root.exists():
-            shutil.rmtree(root)
-        _bootstrap(root)
+            unmount_under(root)
+            remove_tree(root)
+        _bootstrap(root, lock)
         _finish(root)
         root.rename(final)
         return final
 
 
 @contextmanager
-def _locked(cache: Path) -> Iterator[None]:
+def _locked(cache: Path) -> Iterator[int]:
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        yield fd
     finally:
         os.close(fd)
 
@@ -123,10 +124,13 @@ def apt_sources() -> list[str]:
     return chosen
 
 
-def _bootstrap(root: Path) -> None:
+def _bootstrap(root: Path, lock: int) -> None:
     options = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
     run(
         [
+            # Killed with its parent; while any process of it is left, so is the lock.
+            "setpriv",
+            "--pdeathsig=TERM",
             "mmdebstrap",
             "--variant=minbase",
             "--mode=root",
@@ -139,6 +143,7 @@ def _bootstrap(root: Path) -> None:
             *apt_sources(),
         ],
         timeout=1800,
+        pass_fds=[lock],
     )
 
 

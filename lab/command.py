@@ -19,6 +19,7 @@ def run(
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = 600,
+    pass_fds: Sequence[int] = (),
 ) -> str:
     """Return the standard output of ``command``; raise LabError when it does not exit with 0."""
     try:
@@ -31,6 +32,7 @@ def run(
             errors="backslashreplace",
             env=None if env is None else dict(env),
             timeout=timeout,
+            pass_fds=tuple(pass_fds),
             check=False,
         )
     except FileNotFoundError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from lab.errors import LabError
 
 DEFAULT_DIRECTORY = "/var/lib/fleetlift-lab"
 MARK = "lab.json"
+# A Unix socket's path is at most 107 bytes long; overlay mounts give meaning to some characters.
+LONGEST_BASE = 80
+PATH = re.compile(rf"[A-Za-z0-9._/-]{{1,{LONGEST_BASE}}}")
 SCHEMA = 1
 
 
@@ -35,6 +39,11 @@ class Place:
         base = Path(os.environ.get("FLEETLIFT_LAB_DIR") or DEFAULT_DIRECTORY)
         if not base.is_absolute():
             raise LabError(f"FLEETLIFT_LAB_DIR is {str(base)!r}", "Set it to an absolute path")
+        if not PATH.fullmatch(str(base)):
+            raise LabError(
+                f"FLEETLIFT_LAB_DIR is {str(base)!r}",
+                f"Use only letters, digits and ._/- in it, and at most {LONGEST_BASE} characters",
+            )
         return cls(base, name)
 
     @property

@@ -25,12 +25,13 @@ class ProcessIdentity:
 
 
 def start_time(pid: int) -> int | None:
-    """Return when ``pid`` started in clock ticks since boot, or None when there is no such process."""
+    """Return when ``pid`` started in clock ticks since boot, or None when it has ended, reaped by its parent or not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return int(stat.rpartition(")")[2].split()[19])
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def identify(pid: int) -> ProcessIdentity | None:

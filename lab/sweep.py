@@ -11,7 +11,6 @@ namespaces: nothing else can be the lab's.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from lab.control import call
 from lab.errors import LabError
 from lab.freezing import parse_mountinfo, thaw
 from lab.ledger import Holdings, Ledger
+from lab.mounts import remove_tree, unmount_under
 from lab.place import Place
 from lab.processes import ProcessIdentity, identify, is_alive, kill_and_wait
 
@@ -104,20 +104,3 @@ def thaw_mounts(process: ProcessIdentity, devices: set[int]) -> None:
             thaw(fd)
         finally:
             os.close(fd)
-
-
-def unmount_under(directory: Path) -> None:
-    """Unmount what is mounted below ``directory`` in the host's own mount namespace, innermost first."""
-    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    for entry in reversed(parse_mountinfo(text)):
-        if Path(entry.mountpoint).is_relative_to(directory):
-            run(["umount", entry.mountpoint])
-
-
-def remove_tree(directory: Path) -> None:
-    """Delete the state directory; nothing is mounted in it any more."""
-    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    left = [entry.mountpoint for entry in parse_mountinfo(text) if Path(entry.mountpoint).is_relative_to(directory)]
-    if left:
-        raise LabError(f"{left[0]} is still mounted", "Unmount it, then take the lab down again")
-    shutil.rmtree(directory)

@@ -183,7 +183,8 @@ class NamespaceMachine:
             console.write(f"--- power on: {'rescue system' if rescue else 'booting the first disk'}\n")
             console.flush()
             process = subprocess.Popen(
-                [sys.executable, "-m", "lab.machines.supervisor"],
+                # The name is for whoever reads the list of processes.
+                [sys.executable, "-m", "lab.machines.supervisor", self._network.port(self.name).namespace],
                 cwd=REPOSITORY,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -19,6 +19,7 @@ import pytest
 from lab.command import run
 from lab.ledger import Ledger
 from lab.place import DEFAULT_DIRECTORY, Place
+from lab.processes import is_alive
 
 from .conftest import eventually, traces
 
@@ -169,6 +170,7 @@ def test_killed_daemon_and_supervisor_leave_nothing_after_down(lab: Lab) -> None
     inside = run(["ip", "netns", "pids", f"fl-{lab.place.name}-web"]).split()
     for process in holdings.processes:
         os.kill(process.pid, signal.SIGKILL)
+    eventually(lambda: not any(is_alive(process) for process in holdings.processes), "what was killed ends")
     left = traces(lab.place)
     assert left["namespaces"] and left["loops"]
     again = lab("up", str(lab.description))

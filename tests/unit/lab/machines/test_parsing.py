@@ -128,7 +128,8 @@ def test_bad_lab_name_is_refused(name: str) -> None:
         Place.of(name)
 
 
-def test_relative_lab_directory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLEETLIFT_LAB_DIR", "here")
-    with pytest.raises(LabError, match="absolute"):
+@pytest.mark.parametrize("directory", ["here", "/with:colon", "/with space", "/" + "long" * 30])
+def test_directory_that_cannot_work_is_refused(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEETLIFT_LAB_DIR", directory)
+    with pytest.raises(LabError, match="FLEETLIFT_LAB_DIR is"):
         Place.of("demo")
