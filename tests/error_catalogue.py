@@ -1,0 +1,182 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Write docs/errors.md from the places in the source that make errors and findings.
+
+``python tests/error_catalogue.py`` writes it. A value that is filled in when the error happens is shown as ‹value›.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CATALOGUE = REPOSITORY / "docs" / "errors.md"
+CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+
+# What makes a record, and its positional parameters.
+MAKERS = {
+    "AgentError": ("code", "cause", "action"),
+    "RemoteError": ("code", "cause", "action"),
+    "Meaning": ("code", "cause", "action"),
+    "blocker": ("code", "cause", "action"),
+    "refuse": ("code", "subject", "cause", "action"),
+    "_blocker": ("code", "subject", "cause", "action"),
+    "Finding": ("code", "severity", "subject", "cause", "action"),
+}
+# Where it is made, in the order of a migration.
+CHAPTERS = {
+    "Preflight: the source": ("plugins/module_utils/source_facts.py", "plugins/modules/preflight.py"),
+    "Preflight: source and target together": ("plugins/module_utils/plan.py", "plugins/modules/assess.py"),
+    "The cloud and the landing": ("plugins/module_utils/cloud/", "plugins/modules/target_"),
+    "Reaching and running the agents": ("plugins/plugin_utils/", "plugins/action/"),
+    "On the servers": ("agent/",),
+    "The controller": ("plugins/module_utils/", "plugins/modules/"),
+}
+
+HEAD = """# Errors and findings
+
+Every error ends in a record with a `code` that does not change, a `severity`, a `cause`, an `action` and `evidence`. A
+*blocker* stops the source that it is about; the others go on. This page is made from the source by
+`python tests/error_catalogue.py`; ‹…› is filled in when it happens.
+"""
+
+# Errors that roles raise themselves.
+ROLES = """
+## Roles
+
+| code | severity | cause | action |
+|---|---|---|---|
+| `SOURCE_SILENT_IN_CUTOVER` | blocker | The source does not answer, and an earlier play was interrupted in the middle of its cutover. | Look at the source's console. If it runs, restore its network and run again. If it is off and the copy is complete, run again with `-e fleetlift_source_is_off=true`. |
+"""
+
+FAQ = """
+## The causes of failure that the vendor's FAQ names
+
+| the FAQ says | caught by |
+|---|---|
+| ports 80 and 443 of the target's security groups are not open | `PORT_CLOSED`, `PORT_UNKNOWN` for the port in use, by the effective order of all rules of all groups; `VENDOR_PORT_CLOSED` for the others |
+| the source has data disks that no data disk of the target is given for, and everything lands on the system disk | `DISK_UNMAPPED`; `DISK_UNMAPPED_UNUSED` where nothing is mounted |
+| the target's disk is smaller than the source's | `TARGET_DISK_SMALLER`, and again by the receiver: `TARGET_DISK_TOO_SMALL` |
+| the target is expired or not in a usable state | `TARGET_EXPIRED`, `TARGET_ISOLATED`, `TARGET_STATE`, `TARGET_BUSY` |
+| an earlier migration was not ended and the target stays in migration mode | `TARGET_IN_LIVE_MIGRATION` |
+| several sources at once | each needs its own target: `TARGET_SHARED` |
+| the public IP does not move | `PUBLIC_IP_STAYS` |
+| an interrupted transfer | no error: the next run continues; `TRANSFER_STALLED` when the path stays closed |
+| offline images: format, integrity, size, metadata | not yet: offline migration is not part of this release |
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One way in which a record is made."""
+
+    code: str
+    severity: str
+    cause: str
+    action: str
+    path: str
+
+
+def text_of(node: ast.expr | None) -> str:
+    """A string expression as text, with what is only known at run time as ‹expression›."""
+    if node is None:
+        return ""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return f"‹{readable(node.value)}›"
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return text_of(node.left) + text_of(node.right)
+    if isinstance(node, ast.IfExp):
+        return f"{text_of(node.body)} / {text_of(node.orelse)}"
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "replace":
+        return text_of(node.func.value)
+    return f"‹{readable(node)}›"
+
+
+def readable(node: ast.expr) -> str:
+    """The last name in an expression: it says best what stands there."""
+    names = [
+        each.attr if isinstance(each, ast.Attribute) else each.id
+        for each in ast.walk(node)
+        if isinstance(each, (ast.Attribute, ast.Name))
+    ]
+    keys = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+    return (names + keys + ["value"])[0].strip("_").replace("_", " ")
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """Every record that the file makes with a literal code."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name not in MAKERS:
+            continue
+        given: dict[str, ast.expr] = dict(zip(MAKERS[name], node.args))
+        given.update({keyword.arg: keyword.value for keyword in node.keywords if keyword.arg})
+        for code in codes_in(given.get("code")):
+            severity = given.get("severity")
+            yield Entry(
+                code,
+                text_of(severity)
+                if isinstance(severity, ast.Constant)
+                else "blocker"
+                if severity is None
+                else "varies",
+                text_of(given.get("cause")),
+                text_of(given.get("action")),
+                str(path.relative_to(REPOSITORY)),
+            )
+
+
+def codes_in(node: ast.expr | None) -> list[str]:
+    """The codes in an expression; it may choose between two."""
+    constants = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)] if node else []
+    return [each for each in constants if isinstance(each, str) and CODE.fullmatch(each)]
+
+
+def collect() -> list[Entry]:
+    """All records that the agent and the collection can make."""
+    paths = [path for base in ("agent", "plugins") for path in sorted((REPOSITORY / base).rglob("*.py"))]
+    return [entry for path in paths for entry in entries(path)]
+
+
+def chapter_of(entry: Entry) -> str:
+    return next(name for name, prefixes in CHAPTERS.items() if entry.path.startswith(prefixes))
+
+
+def cell(texts: list[str]) -> str:
+    """Distinct texts as one table cell."""
+    distinct = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    return "<br>".join(distinct).replace("|", "\\|").replace("\n", " ")
+
+
+def render(found: list[Entry]) -> str:
+    """The whole page."""
+    page = [HEAD]
+    for chapter in CHAPTERS:
+        mine = [entry for entry in found if chapter_of(entry) == chapter]
+        if not mine:
+            continue
+        page += [f"\n## {chapter}\n", "| code | severity | cause | action |", "|---|---|---|---|"]
+        for code in sorted({entry.code for entry in mine}):
+            same = [entry for entry in mine if entry.code == code]
+            severity = ", ".join(sorted({entry.severity for entry in same}))
+            page.append(
+                f"| `{code}` | {severity} | {cell([e.cause for e in same])} | {cell([e.action for e in same])} |"
+            )
+        page.append("")
+    return "\n".join(page).rstrip() + "\n" + ROLES + FAQ
+
+
+if __name__ == "__main__":
+    CATALOGUE.write_text(render(collect()))
