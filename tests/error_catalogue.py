@@ -52,6 +52,7 @@ ROLES = """
 
 | code | severity | cause | action |
 |---|---|---|---|
+| `NOT_CUT_OVER` | blocker | The source has not been cut over to this target, and what finalize removes is still needed. | Run `fleetlift.cvm.cutover` first. To give a migration up instead, see [the guide](guide.md#giving-up). |
 | `SOURCE_SILENT_IN_CUTOVER` | blocker | The source does not answer, and an earlier play was interrupted in the middle of its cutover. | Look at the source's console. If it runs, restore its network and run again. If it is off and the copy is complete, run again with `-e fleetlift_source_is_off=true`. |
 """
 
