@@ -29,8 +29,10 @@ roles
 LIST
 diff -u "$work/wanted" "$work/found"
 ! tar -tzf "$work"/fleetlift-cvm-*.tar.gz | grep -E '^(lab|tests|\.|inventories/lab)|__pycache__|\.pyc$'
+# Away from this tree, which would pass for the installed collection.
+export ANSIBLE_COLLECTIONS_PATH="$work/collections"
 ansible-galaxy collection install --offline -p "$work/collections" "$work"/fleetlift-cvm-*.tar.gz >/dev/null
 cd "$work"
-ANSIBLE_COLLECTIONS_PATH="$work/collections" ansible-doc -t module fleetlift.cvm.transfer >/dev/null
-ANSIBLE_COLLECTIONS_PATH="$work/collections" ansible-playbook --syntax-check -i localhost, fleetlift.cvm.migrate >/dev/null
+ansible-doc -t module fleetlift.cvm.transfer >/dev/null
+ansible-playbook --syntax-check -i localhost, fleetlift.cvm.migrate >/dev/null
 echo "artifact: $(du -k "$work"/fleetlift-cvm-*.tar.gz | cut -f1) KiB, installs offline"
