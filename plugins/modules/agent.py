@@ -19,16 +19,6 @@ author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
   - fleetlift.cvm.attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    support: full
-    platforms: posix
-  action_group:
-    support: full
 options:
   state:
     description: Whether the agent runs, or every trace of it is gone.

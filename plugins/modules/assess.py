@@ -17,16 +17,6 @@ author:
 version_added: 0.1.0
 extends_documentation_fragment:
   - fleetlift.cvm.attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    support: full
-    platforms: posix
-  action_group:
-    support: full
 options:
   source:
     description:

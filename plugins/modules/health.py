@@ -15,14 +15,8 @@ description:
 author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
-  - fleetlift.cvm.attributes
   - fleetlift.cvm.attributes.read_only
-attributes:
-  platform:
-    support: full
-    platforms: posix
-  action_group:
-    support: full
+  - fleetlift.cvm.attributes
 options:
   address:
     description:

@@ -25,13 +25,6 @@ attributes:
     support: full
     details:
       - In check mode nothing is written; RV(journal) is what would be.
-  diff_mode:
-    support: none
-  platform:
-    support: full
-    platforms: posix
-  action_group:
-    support: full
 options:
   path:
     description:

@@ -18,16 +18,6 @@ version_added: 0.1.0
 extends_documentation_fragment:
   - fleetlift.cvm.cloud
   - fleetlift.cvm.attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    support: full
-    platforms: posix
-  action_group:
-    support: full
 options:
   instance_ids:
     description:

@@ -23,14 +23,7 @@ extends_documentation_fragment:
   - fleetlift.cvm.cloud
   - fleetlift.cvm.attributes
 attributes:
-  check_mode:
-    support: full
   diff_mode:
-    support: full
-  platform:
-    support: full
-    platforms: posix
-  action_group:
     support: full
 options:
   instance_id:
