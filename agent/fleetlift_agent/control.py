@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 SOCKET = "control.sock"
 _LIMIT = 1 << 20
 _IDLE_SECONDS = 10.0
+# How long an ending daemon waits for the answers it owes: its own shutdown's at least.
+_FAREWELL_SECONDS = 2.0
 
 Command = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -38,6 +41,8 @@ class ControlServer:
             self._socket.bind(short)
         path.chmod(0o600)
         self._socket.listen(16)
+        self._serving: set[threading.Thread] = set()
+        self._lock = threading.Lock()
 
     def start(self) -> None:
         threading.Thread(target=self._accept, name="control", daemon=True).start()
@@ -45,17 +50,31 @@ class ControlServer:
     def _accept(self) -> None:
         while True:
             client, _address = self._socket.accept()
-            threading.Thread(target=self._serve, args=(client,), name="command", daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(client,), name="command", daemon=True)
+            with self._lock:
+                self._serving.add(thread)
+            thread.start()
+
+    def drain(self) -> None:
+        """Wait, but not for long, until what was asked has been answered: the process is about to end."""
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        with self._lock:
+            serving = list(self._serving)
+        for thread in serving:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _serve(self, client: socket.socket) -> None:
-        with client:
-            try:
+        try:
+            with client:
                 client.settimeout(_IDLE_SECONDS)
                 request = json.loads(_read_all(client))
                 client.settimeout(None)
                 client.sendall(json.dumps(self._answer(request)).encode())
-            except (OSError, ValueError) as error:
-                log.warning("control: %s", error)
+        except (OSError, ValueError) as error:
+            log.warning("control: %s", error)
+        finally:
+            with self._lock:
+                self._serving.discard(threading.current_thread())
 
     def _answer(self, request: Any) -> dict[str, Any]:
         try:

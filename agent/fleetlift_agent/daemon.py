@@ -165,6 +165,7 @@ class Daemon:
             server = ControlServer(
                 self._directory, {"status": lambda _: state.snapshot(), "shutdown": self._shutdown, **commands}
             )
+            resources.callback(server.drain)
             server.start()
             log.info("%s of %s is ready", self._config.role, self._config.migration)
             ready()
