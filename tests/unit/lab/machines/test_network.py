@@ -22,7 +22,7 @@ from lab.errors import LabError
 from lab.namespaces import in_netns
 from lab.network import chain_rules, shaper
 
-from .conftest import MIB, Bench
+from .conftest import MIB, Bench, eventually
 
 pytestmark = pytest.mark.root
 
@@ -117,7 +117,7 @@ def test_pulled_cable_cuts_the_machine_off_until_it_is_plugged_again(bench: Benc
         assert not bench.network.port("ins-1").up
         assert outcome(bench.network.controller, "203.0.113.11", 443) in ("blocked", "unreachable")
         bench.network.set_link("ins-1", up=True)
-        assert outcome(bench.network.controller, "203.0.113.11", 443) == "open"
+        eventually(lambda: outcome(bench.network.controller, "203.0.113.11", 443) == "open", "the way is open again")
 
 
 def transfer(bench: Bench, namespace: str, size: int) -> float:
