@@ -113,6 +113,8 @@ class Page:
     changes: list[tuple[int, int, int]] = field(default_factory=list)
     # Disks where a whole zone, or more than can be told, was changed.
     unbounded: set[int] = field(default_factory=set)
+    # Every disk that an event was about, reads included.
+    devices: set[int] = field(default_factory=set)
     # Data events of any kind; the kernel counts them as "read events".
     events: int = 0
     # Events that the kernel says it overwrote before this page; -1 when it does not say how many.
@@ -170,7 +172,7 @@ class Decoder:
     def _events(self, data: bytes, position: int, end: int, page: Page) -> None:
         word, little = self._word.unpack_from, self._little
         fields, size, wanted = self._fields.unpack_from, self._fields.size, self.event.id
-        kinds, changes = self._kinds, page.changes
+        kinds, changes, devices = self._kinds, page.changes, page.devices
         while position + 4 <= end:
             (header,) = word(data, position)
             kind = header & 31 if little else header >> 27
@@ -188,6 +190,7 @@ class Decoder:
                 if identity != wanted:
                     raise TraceFormatError(f"an event has the type {identity}, not {wanted}")
                 page.events += 1
+                devices.add(device)
                 counts = kinds.get(rwbs)
                 if counts is None:
                     counts = kinds[rwbs] = changes_disk(rwbs)

@@ -18,6 +18,7 @@ import json
 import mmap
 import os
 import platform
+import shutil
 import threading
 import time
 from collections import Counter
@@ -254,6 +255,7 @@ class ChangeTracker:
         self._events = self._bytes = self._lost = self._stalls = 0
         self._rescans: Counter[str] = Counter()
         self._detail: str | None = None
+        self._seen: set[int] = set()
         self._failed: str | None = None
         # What was complained about already: a lasting fault is counted once, and still answered each time.
         self._standing: str | None = None
@@ -397,6 +399,7 @@ class ChangeTracker:
         if remove:
             self._instance.remove()
             self._root.close()
+            shutil.rmtree(self._directory / "dirty")
 
     def _release(self) -> None:
         self._stopping.set()
@@ -462,6 +465,7 @@ class ChangeTracker:
             if device in by_device:
                 self._rescan(by_device[device], EVENT_UNREADABLE, "a zone was reset")
         self._events += page.events
+        self._seen |= page.devices
 
     def _notice_stall(self) -> None:
         now = time.monotonic()
@@ -527,10 +531,9 @@ class ChangeTracker:
         for disk, fd in zip(self._disks, self._devices):
             with mmap.mmap(-1, 4096) as buffer:
                 os.preadv(fd, [buffer], 0)
-            before = self._events
             _wait_for_running_tracepoints()
             self._read_rings()
-            if self._events == before:
+            if kernel_number(*disk.number) not in self._seen:
                 raise TracingUnavailableError(
                     f"{disk.device} is driven in a way that the kernel's block_rq_complete event does not show"
                 )
