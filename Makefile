@@ -64,7 +64,7 @@ lint: setup
 
 .PHONY: unit
 unit: setup ## Run the unit and property tests
-	$(PYTHON) -m pytest -q -n 2
+	$(PYTHON) -m pytest -q
 
 .PHONY: sanity
 sanity: setup

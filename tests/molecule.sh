@@ -11,15 +11,17 @@ cd "$top"
 export PATH="$top/.venv/bin:$PATH" ANSIBLE_COLLECTIONS_PATH="$top/.venv/collections"
 export FLEETLIFT_REPOSITORY="$top" PYTHONPATH="$top"
 lab=(python -m lab --name molecule)
-log=$(mktemp)
-trap '"${lab[@]}" down; rm -f "$log"' EXIT
+work=$(mktemp -d)
+trap '"${lab[@]}" down; rm -rf "$work"' EXIT
 "${lab[@]}" down
 "${lab[@]}" up tests/molecule-lab.yml
 
 # What Ansible would log at its most talkative is searched for secrets as well.
-export ANSIBLE_LOG_PATH="$log" ANSIBLE_LOG_VERBOSITY=3
+export ANSIBLE_LOG_PATH="$work/ansible.log" ANSIBLE_LOG_VERBOSITY=3
 scenarios=("$@")
 if [ $# -eq 0 ]; then scenarios=(migrate resume refuse); fi
 for scenario in "${scenarios[@]}"; do
+  # Molecule remembers between runs what it has prepared; this lab is new.
+  export MOLECULE_EPHEMERAL_DIRECTORY="$work/$scenario"
   "${lab[@]}" run -- bash -c 'cd extensions && exec molecule test --scenario-name "$0" --no-command-borders' "$scenario"
 done

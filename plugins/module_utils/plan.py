@@ -120,18 +120,21 @@ def assess_source(
     ssh_port: int = 22,
     source_address: str | None = None,
     controller_address: str | None = None,
+    target_host_keys: Sequence[str] = (),
     source_findings: Iterable[Finding] = (),
 ) -> Assessment:
     """Pairs the disks of *source* with those of *target* as *mapping* says, and finds what would go wrong.
 
     *mapping* has entries of ``source`` (path, name or serial) and ``target`` (``system``, ``data1``.. or a disk id);
     *targets_of_all* is the instance of every source of the plan. *source_address* and *controller_address* are what
-    the target would see as the peer of *port* and *ssh_port*, where that is known.
+    the target would see as the peer of *port* and *ssh_port*, where that is known. *target_host_keys* are the public
+    SSH host keys that the running target shows.
     """
     disks = source_disks(facts)
     resolved, findings = _resolve(source, disks, target, mapping)
     findings += _shared_target(source, target.instance_id, targets_of_all)
     findings += _target_findings(target)
+    findings += _same_server(source, facts.get("ssh_host_keys") or (), target, target_host_keys)
     findings += _architecture(source, str(facts.get("architecture") or ""), target)
     findings += _unmapped(source, disks, [disk for disk, _unused in resolved])
     for disk, target_disk in resolved:
@@ -271,6 +274,19 @@ def _target_findings(target: Target) -> Iterator[Finding]:
                 disk=disk.disk_id,
                 state=disk.state,
             )
+
+
+def _same_server(source: str, keys: Iterable[str], target: Target, target_keys: Iterable[str]) -> Iterator[Finding]:
+    """A target that shows the source's own host key is the source's copy, and may be the server by now."""
+    if set(keys) & set(target_keys):
+        yield _blocker(
+            "TARGET_IS_THE_SOURCE",
+            source,
+            f"The target {target.instance_id} runs and shows the SSH host key of {source}: it is a copy of it, and may"
+            " be the server by now. Going on would overwrite it.",
+            "If the migration is done, nothing is left to do. To overwrite the target all the same, run again with"
+            " -e fleetlift_again=true.",
+        )
 
 
 def _architecture(source: str, architecture: str, target: Target) -> Iterator[Finding]:

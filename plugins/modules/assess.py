@@ -83,6 +83,13 @@ options:
     description:
       - The address from which the target sees the controller.
     type: str
+  target_host_keys:
+    description:
+      - The public SSH host keys that the running target shows, each a type and a key. A target with a key of the source
+        is a copy of it and is refused.
+    type: list
+    elements: str
+    default: []
   fail_on_blocker:
     description:
       - Whether a finding of severity V(blocker) fails the module, with every blocker in the message.
@@ -193,6 +200,7 @@ def assess(params: dict[str, Any]) -> Assessment:
         ssh_port=params["ssh_port"],
         source_address=params["source_address"],
         controller_address=params["controller_address"],
+        target_host_keys=params["target_host_keys"],
         source_findings=source_findings,
     )
 
@@ -230,6 +238,7 @@ def main() -> None:
             "ssh_port": {"type": "int", "default": 22},
             "source_address": {"type": "str"},
             "controller_address": {"type": "str"},
+            "target_host_keys": {"type": "list", "elements": "str", "default": [], "no_log": False},
             "fail_on_blocker": {"type": "bool", "default": True},
         },
         supports_check_mode=True,

@@ -70,6 +70,11 @@ facts:
       description: The name of the server.
       type: str
       sample: web1
+    ssh_host_keys:
+      description: Its public SSH host keys, without comments.
+      type: list
+      elements: str
+      sample: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample]
     kernel:
       description: The release of the running kernel.
       type: str
@@ -231,6 +236,7 @@ findings:
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import platform
 import sys
@@ -345,6 +351,15 @@ def has_tool(name: str) -> bool:
     return True
 
 
+def ssh_host_keys() -> list[str]:
+    """The server's public SSH host keys, type and key without comment: they go where its disk goes."""
+    keys = []
+    for path in sorted(glob.glob("/etc/ssh/ssh_host_*_key.pub")):
+        with open(path, encoding="ascii", errors="replace") as file:
+            keys.append(" ".join(file.read().split()[:2]))
+    return keys
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -376,6 +391,7 @@ def main() -> None:
         "distribution": parse_os_release(system.text("/etc/os-release") or system.text("/usr/lib/os-release") or ""),
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "memory": memory,
+        "ssh_host_keys": ssh_host_keys(),
         "boot_id": system.text("/proc/sys/kernel/random/boot_id"),
         "clock": {"epoch": epoch, "synchronised": clock_synchronised()},
         "tools": [name for name in module.params["tools"] if has_tool(name)],

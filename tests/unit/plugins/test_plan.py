@@ -279,7 +279,15 @@ def test_module_takes_the_records_of_the_other_modules():
         "ssh_port": 22,
         "source_address": None,
         "controller_address": None,
+        "target_host_keys": [],
     }
     assert assess.assess(params).pairs == plan().pairs
     [finding] = assess.assess({**params, "target": {}}).blockers
     assert (finding.code, "ins-dbtgt001" in finding.cause) == ("TARGET_NOT_FOUND", True)
+
+
+def test_target_that_shows_the_sources_host_key_is_not_overwritten():
+    facts = {**FACTS, "ssh_host_keys": ["ssh-ed25519 AAAA1", "ssh-rsa AAAA2"]}
+    assert blockers(facts, target_host_keys=["ssh-rsa AAAA2"]) == ["TARGET_IS_THE_SOURCE"]
+    assert blockers(facts, target_host_keys=["ssh-rsa AAAA3"]) == []
+    assert blockers(FACTS, target_host_keys=["ssh-rsa AAAA3"]) == []
