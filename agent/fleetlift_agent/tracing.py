@@ -30,6 +30,7 @@ from typing import Any, Protocol
 from fleetlift_agent.devices import device_size
 from fleetlift_agent.dirty import DirtyExtents, DirtyMap, Ranges
 from fleetlift_agent.extents import extent_count, extent_length
+from fleetlift_agent.memory import c_library
 from fleetlift_agent.state import read_boot_id, write_json
 from fleetlift_agent.trace_format import SECTOR, Decoder, Page, TraceFormatError
 from fleetlift_agent.tracefs import Instance, TraceRoot, TracingUnavailableError, find_tracefs, kernel_number
@@ -304,6 +305,7 @@ class ChangeTracker:
             tracker = cls(directory, root, instance, disks, dirty, attached=False, counters=(0, 0))
             try:
                 tracker._check_every_disk_is_traced()
+                instance.leave_out_reads(tracker._numbers)
             except BaseException:
                 tracker._release()
                 raise
@@ -451,12 +453,13 @@ class ChangeTracker:
 
     def _note(self, page: Page) -> None:
         if page.lost:
-            self._lost_events(max(1, page.lost), "the kernel marked a gap in the trace ring")
+            # How many is what _check_health adds up, from the kernel's own counters.
+            self._rescan_all(EVENTS_LOST, "the kernel marked a gap in the trace ring")
         mark, by_device = self.dirty.mark, self._by_device
         for device, sector, sectors in page.changes:
             disk = by_device.get(device)
             if disk is None:
-                self._rescan_all(INSTANCE_CHANGED, f"an event of a disk ({device}) that is not tracked")
+                # A kernel may pass everything while its filter is replaced.
                 continue
             self._bytes += sectors * SECTOR
             if not mark(disk, sector * SECTOR, sectors * SECTOR):
@@ -485,7 +488,8 @@ class ChangeTracker:
         if counters.read < self._read or counters.overrun < self._overrun:
             self._rescan_all(RING_CLEARED, "somebody cleared the trace ring")
         elif counters.overrun > self._overrun:
-            self._lost_events(counters.overrun - self._overrun, "the trace ring overflowed")
+            self._lost += counters.overrun - self._overrun
+            self._rescan_all(EVENTS_LOST, f"the trace ring overflowed: {counters.overrun - self._overrun} events")
         self._overrun, self._read = counters.overrun, counters.read
         for index, fd in enumerate(self._devices):
             self._check_size(index, fd)
@@ -502,10 +506,6 @@ class ChangeTracker:
         if index not in self._resized:
             self._resized.add(index)
             self._rescan(index, DISK_RESIZED, f"{self._disks[index].device} has {size} bytes now")
-
-    def _lost_events(self, count: int, cause: str) -> None:
-        self._lost += count
-        self._rescan_all(EVENTS_LOST, f"{cause}: {count} events")
 
     def _rescan_all(self, reason: str, detail: str, *, standing: bool = False) -> None:
         for disk in range(len(self._disks)):
@@ -566,5 +566,4 @@ def _wait_for_running_tracepoints() -> None:
 
 
 def _syscall(number: int) -> int:
-    library = ctypes.CDLL(None, use_errno=True)
-    return int(library.syscall(ctypes.c_long(number), ctypes.c_int(_MEMBARRIER_CMD_GLOBAL), 0, 0))
+    return int(c_library().syscall(ctypes.c_long(number), ctypes.c_int(_MEMBARRIER_CMD_GLOBAL), 0, 0))
