@@ -44,9 +44,10 @@ class DirectDevice:
             # The disk may end inside of a page, but not inside of a logical block.
             wanted = min(_CHUNK, -(-(behind + length - len(found)) // self._block) * self._block, self._size - position)
             got = os.preadv(self._descriptor, [view[:wanted]], position)
-            if got <= behind:
-                raise OSError(0, f"the device ends at byte {position + got}")
+            # A read that ends early may end inside of a block, where the next one cannot begin.
             usable = got - got % self._logical if got < wanted else got
+            if usable <= behind:
+                raise OSError(0, f"the device ends at byte {position + got}")
             found += view[behind : min(usable, behind + length - len(found))]
             position += usable
         return bytes(found)
