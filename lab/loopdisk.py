@@ -66,8 +66,11 @@ def is_attached(device: LoopDevice) -> bool:
     return device in attached_under(Path(device.backing_file))
 
 
-def wait_released(device: str, *, timeout: float = 15) -> None:
-    """Wait until no filesystem claims ``device`` any more."""
+def wait_released(device: str, *, timeout: float = 120) -> None:
+    """Wait until no filesystem claims ``device`` any more.
+
+    A mount namespace that somebody else made while it was mounted keeps it so until that namespace ends.
+    """
     deadline = time.monotonic() + timeout
     while True:
         try:
