@@ -92,6 +92,13 @@ class FreeRuns:
 
 def zero_bits(bits: int, count: int) -> Iterator[tuple[int, int]]:
     """Start and end of each run of zeros among the *count* lowest bits, the lowest first."""
-    text = format(bits & ((1 << count) - 1), f"0{count}b")[::-1]
-    for match in _ZEROS.finditer(text):
+    every = (1 << count) - 1
+    bits &= every
+    if bits == every:
+        return
+    # Only the bits up to the highest one that is set are looked at one by one: much is free from some point on.
+    length = bits.bit_length()
+    for match in _ZEROS.finditer(format(bits, "b")[::-1] if bits else ""):
         yield match.span()
+    if length < count:
+        yield length, count
