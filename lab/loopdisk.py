@@ -48,7 +48,7 @@ def attach(path: Path, *, read_only: bool = False) -> LoopDevice:
     return LoopDevice(device, str(path))
 
 
-def detach(device: LoopDevice, *, timeout: float = 15) -> None:
+def detach(device: LoopDevice, *, timeout: float = 120) -> None:
     """Detach ``device`` and wait until the kernel has let go of its file."""
     if not is_attached(device):
         return
