@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from lab import namespaces
 from lab.command import require_programs, run
 from lab.control import call
+from lab.cos.faults import KINDS, METHODS
 from lab.daemon import serve
 from lab.description import load
 from lab.errors import LabError
@@ -81,6 +82,15 @@ def parser() -> argparse.ArgumentParser:
     instance.add_argument("fields", nargs="+", metavar="KEY=VALUE")
     console = commands.add_parser("console", help="print the end of a machine's console")
     console.add_argument("machine")
+    cos = commands.add_parser("cos", help="look at COS, or have faults befall the next requests to it")
+    cos_commands = cos.add_subparsers(dest="cos_command", required=True, metavar="COMMAND")
+    cos_commands.add_parser("status", help="buckets, traffic and waiting faults, as JSON")
+    fault = cos_commands.add_parser("fault", help="refuse, cut off or damage the next requests")
+    fault.add_argument("kind", choices=KINDS)
+    fault.add_argument("--count", type=int, default=1, help="how many requests (default: 1)")
+    fault.add_argument("--method", choices=METHODS, help="only requests of this method")
+    fault.add_argument("--after", type=int, default=0, help="bytes of the body before the cut or the damaged byte")
+    cos_commands.add_parser("clear", help="take waiting faults back")
     comparison = commands.add_parser("verify", help="compare a switched-off source's disks with an instance's")
     comparison.add_argument("machine", metavar="source")
     comparison.add_argument("target")
@@ -193,7 +203,8 @@ def status(place: Place, options: argparse.Namespace) -> int:
 
 def show(found: dict[str, Any]) -> None:
     """Print a status as a table."""
-    print(f"lab {found['lab']}: region {found['region']}, API {found['endpoint']}, controller {found['controller']}")
+    print(f"lab {found['lab']}: region {found['region']}, controller {found['controller']}")
+    print(f"API {found['endpoint']}, COS {found['cos_endpoint']} (APPID {found['appid']})")
     rows = [("NAME", "KIND", "STATE", "POWER", "LINK", "ADDRESSES", "DISKS")]
     rows += [
         (
@@ -318,6 +329,18 @@ def console(place: Place, options: argparse.Namespace) -> int:
     return 0
 
 
+def cos(place: Place, options: argparse.Namespace) -> int:
+    """Look at COS, or disturb it."""
+    if options.cos_command == "status":
+        print(json.dumps(call(place.socket, "cos-status"), indent=2))
+        return 0
+    fault = None
+    if options.cos_command == "fault":
+        fault = {name: getattr(options, name) for name in ("kind", "count", "method", "after")}
+    call(place.socket, "cos-fault", fault=fault)
+    return 0
+
+
 def verify_command(place: Place, options: argparse.Namespace) -> int:
     """Compare a source with the instance it was moved to; exit with 1 when they differ."""
     found = call(place.socket, "status")
@@ -349,6 +372,7 @@ COMMANDS = {
     "link": link,
     "instance": instance,
     "console": console,
+    "cos": cos,
     "verify": verify_command,
     "serve": serve_command,
 }

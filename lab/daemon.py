@@ -68,6 +68,8 @@ class Daemon:
             "link": lambda name, up: centre.network.set_link(centre.resolve(name), up=up),
             "instance": lambda name, fields: centre.set_instance(centre.resolve(name), fields),
             "resolve": centre.resolve,
+            "cos-status": centre.cos_status,
+            "cos-fault": centre.cos_fault,
         }
 
     def _machine(self, name: str, action: str) -> None:

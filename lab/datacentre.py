@@ -21,6 +21,8 @@ from lab.cloud.server import CloudServer
 from lab.cloud.store import Disk, Instance, Policy, SecurityGroup, Store
 from lab.cloud.store import Site as CloudSite
 from lab.command import run
+from lab.cos.faults import Fault
+from lab.cos.server import APPID, CosServer
 from lab.description import Description, Source
 from lab.errors import LabError
 from lab.hypervisor import LabHypervisor
@@ -49,6 +51,7 @@ class DataCentre:
         self._sources: dict[str, Machine] = {}
         self._hypervisor: LabHypervisor | None = None
         self._server: CloudServer | None = None
+        self._cos: CosServer | None = None
 
     def start(self, progress: Callable[[str], None]) -> None:
         """Build and start everything; on return every source answers SSH and the API answers."""
@@ -64,7 +67,9 @@ class DataCentre:
             on_power_off=self._powered_off,
         )
         self._hypervisor = LabHypervisor(site, self.network, self._place.directory / "disks")
-        self._server = self._make_server(self._hypervisor)
+        credentials = make_credentials(self._place, self.description.region)
+        self._server = self._make_server(self._hypervisor, credentials)
+        self._cos = self._make_cos(credentials)
         sources, instances = self.description.sources, self.description.instances
         progress(f"building {len(sources)} sources and {len(instances)} instances")
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
@@ -75,6 +80,7 @@ class DataCentre:
         progress("waiting for the sources to answer SSH")
         in_netns(self.network.controller, lambda: wait_for_ssh([source.address for source in sources]))
         self._server.start()
+        self._cos.start()
 
     def _make_key(self) -> None:
         self._place.key.parent.mkdir(mode=0o700, exist_ok=True)
@@ -96,11 +102,20 @@ class DataCentre:
         assert self._server is not None
         self._server.cloud.provision(instance_id)
 
-    def _make_server(self, hypervisor: LabHypervisor) -> CloudServer:
+    def _make_cos(self, credentials: dict[str, str]) -> CosServer:
+        listening = in_netns(self.network.router, lambda: listen(network.COS_ADDRESS, network.COS_PORT))
+        return CosServer(
+            listening,
+            self._place.directory / "cos",
+            credentials,
+            region=self.description.region,
+            request_log=self._place.directory / "cos-requests.jsonl",
+        )
+
+    def _make_server(self, hypervisor: LabHypervisor, credentials: dict[str, str]) -> CloudServer:
         store = Store(self._place.directory / "cloud.json", cloud_site(self.description))
         fill_store(store, self.description)
-        listening = in_netns(self.network.router, listen)
-        credentials = make_credentials(self._place, self.description.region)
+        listening = in_netns(self.network.router, lambda: listen(network.API_ADDRESS, network.API_PORT))
         return CloudServer(
             listening, store, hypervisor, credentials, request_log=self._place.directory / "requests.jsonl"
         )
@@ -113,6 +128,8 @@ class DataCentre:
         """Cut every machine's power and give everything back."""
         if self._server is not None:
             self._server.close()
+        if self._cos is not None:
+            self._cos.close()
         for machine in self.machines():
             machine.stop(hard=True)
 
@@ -145,6 +162,22 @@ class DataCentre:
         by_name = {instance.name: instance.instance_id for instance in self.description.instances}
         return self.network.port(by_name.get(name, name)).name
 
+    def cos_status(self) -> dict[str, Any]:
+        """Return what COS holds, what has passed, and the faults that wait."""
+        assert self._cos is not None
+        return self._cos.status()
+
+    def cos_fault(self, fault: dict[str, Any] | None) -> None:
+        """Have a fault befall the next requests to COS; None takes back those that wait."""
+        assert self._cos is not None
+        if fault is None:
+            self._cos.faults.clear()
+            return
+        try:
+            self._cos.faults.add(Fault(**fault))
+        except ValueError as error:
+            raise LabError(str(error), "See: cos fault --help") from error
+
     def status(self) -> dict[str, Any]:
         """Return what runs, for people and programs."""
         assert self._server is not None
@@ -176,6 +209,8 @@ class DataCentre:
             "lab": self._place.name,
             "region": self.description.region,
             "endpoint": f"http://{network.API_ADDRESS}:{network.API_PORT}",
+            "cos_endpoint": f"http://{network.COS_ADDRESS}:{network.COS_PORT}",
+            "appid": APPID,
             "controller": network.CONTROLLER_ADDRESS,
             "machines": rows,
         }
@@ -225,11 +260,11 @@ def make_credentials(place: Place, region: str) -> dict[str, str]:
     return {secret_id: secret_key}
 
 
-def listen() -> socket.socket:
-    """Return the API's listening socket."""
+def listen(address: str, port: int) -> socket.socket:
+    """Return a listening socket of the cloud."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((network.API_ADDRESS, network.API_PORT))
+    listening.bind((address, port))
     listening.listen(128)
     return listening
 

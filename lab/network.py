@@ -28,6 +28,8 @@ CONTROLLER_ADDRESS = "10.98.0.2"
 CONTROLLER_GATEWAY = "10.98.0.1"
 API_ADDRESS = "10.98.0.10"
 API_PORT = 80
+COS_ADDRESS = "10.98.0.11"
+COS_PORT = 80
 # The least that the cloud lets in, whatever is bought for the way out, in Mbit/s.
 LEAST_INBOUND = 10
 
@@ -115,7 +117,8 @@ class Network:
         )
         run(
             ["ip", "-n", self.router, "-batch", "-"],
-            stdin=f"addr add {CONTROLLER_GATEWAY}/24 dev ctl\naddr add {API_ADDRESS}/32 dev lo\nlink set ctl up\n",
+            stdin=f"addr add {CONTROLLER_GATEWAY}/24 dev ctl\naddr add {API_ADDRESS}/32 dev lo\n"
+            f"addr add {COS_ADDRESS}/32 dev lo\nlink set ctl up\n",
         )
         run(
             ["ip", "-n", self.controller, "-batch", "-"],
@@ -123,23 +126,25 @@ class Network:
             f"route add default via {CONTROLLER_GATEWAY}\n",
         )
         in_netns(self.router, lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1"))
+        # COS answers the controller and, inside the region, the instances and their landings; never a source.
         self._nft(
-            """
-            table inet lab {
-              map instances { type ifname : verdict; }
-              chain forward {
+            f"""
+            table inet lab {{
+              map instances {{ type ifname : verdict; }}
+              chain forward {{
                 type filter hook forward priority 0; policy drop;
                 ct state established,related accept
                 oifname vmap @instances
-                oifname "s*" iifname { "ctl", "s*" } accept
-              }
-              chain input {
+                oifname "s*" iifname {{ "ctl", "s*" }} accept
+              }}
+              chain input {{
                 type filter hook input priority 0; policy drop;
                 ct state established,related accept
                 icmp type echo-request accept
-                iifname "ctl" tcp dport 80 accept
-              }
-            }
+                iifname "ctl" ip daddr {API_ADDRESS} tcp dport {API_PORT} accept
+                iifname {{ "ctl", "g*" }} ip daddr {COS_ADDRESS} tcp dport {COS_PORT} accept
+              }}
+            }}
             """
         )
 

@@ -20,7 +20,7 @@ from lab.cloud.hypervisor import IngressRule
 from lab.command import run
 from lab.errors import LabError
 from lab.namespaces import in_netns
-from lab.network import chain_rules, shaper
+from lab.network import API_ADDRESS, COS_ADDRESS, chain_rules, shaper
 
 from .conftest import MIB, Bench, eventually
 
@@ -77,6 +77,17 @@ def test_security_group_rules_decide_in_order(bench: Bench) -> None:
         assert outcome(source.namespace, "203.0.113.11", 8080) == "open"
         bench.network.set_policies("ins-1", [])
         assert outcome(controller, "203.0.113.11", 443) == "blocked"
+
+
+def test_cos_answers_the_controller_and_the_region_but_no_source(bench: Bench) -> None:
+    source = bench.network.connect("web", ["10.96.0.11"], "10.96.0.1", guarded=False)
+    instance = bench.network.connect("ins-1", ["10.97.0.11"], "10.97.0.1", guarded=True)
+    with listening(bench.network.router, 80):
+        assert outcome(bench.network.controller, COS_ADDRESS, 80) == "open"
+        assert outcome(instance.namespace, COS_ADDRESS, 80) == "open"
+        assert outcome(source.namespace, COS_ADDRESS, 80) == "blocked"
+        assert outcome(bench.network.controller, API_ADDRESS, 80) == "open"
+        assert outcome(instance.namespace, API_ADDRESS, 80) == "blocked"
 
 
 def test_sources_are_open_to_the_controller_and_to_each_other_but_not_to_the_cloud(bench: Bench) -> None:
