@@ -92,9 +92,9 @@ class Committer:
         for disk in {key.disk for key in batch}:
             self._disks[disk].sync()
         for key, digest in batch.items():
-            manifest = self._disks[key.disk].manifest
-            assert manifest is not None
-            manifest.set(key.extent, digest)
+            replica = self._disks[key.disk]
+            replica.manifest.set(key.extent, digest)
+            replica.read_back.written(key.extent)
         keys = list(batch)
         for at in range(0, len(keys), wire.MAX_ACKS):
             self._acknowledge(keys[at : at + wire.MAX_ACKS])

@@ -46,6 +46,10 @@ class Config:
     bandwidth_limit: int | None
     max_passes: int
     max_downtime: float
+    change_tracking: bool
+    audit: bool
+    skip_free: bool
+    scrub_interval: float
 
 
 def load_config(directory: Path) -> Config:
@@ -87,6 +91,10 @@ def parse_config(value: Any, directory: Path) -> Config:
         bandwidth_limit=parse_bandwidth(value.get("bandwidth_limit")),
         max_passes=_integer({"max_passes": 5, **value}, "max_passes", 1, 1000),
         max_downtime=_number({"max_downtime": 30, **value}, "max_downtime", 0, 86400),
+        change_tracking=_boolean({"change_tracking": True, **value}, "change_tracking"),
+        audit=_boolean({"audit": True, **value}, "audit"),
+        skip_free=_boolean({"skip_free": True, **value}, "skip_free"),
+        scrub_interval=_number({"scrub_interval": 43200, **value}, "scrub_interval", 0, 31 * 86400),
     )
 
 
@@ -156,6 +164,13 @@ def _integer(value: Mapping[str, Any], name: str, low: int, high: int) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
         raise _invalid(f"{name} is {number!r} instead of a whole number from {low} to {high}")
     return number
+
+
+def _boolean(value: Mapping[str, Any], name: str) -> bool:
+    flag = value.get(name)
+    if not isinstance(flag, bool):
+        raise _invalid(f"{name} is {flag!r} instead of true or false")
+    return flag
 
 
 def _number(value: Mapping[str, Any], name: str, low: float, high: float) -> float:

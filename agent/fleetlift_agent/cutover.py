@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One cutover on the source: stop services, freeze, final pass, verify, hold, then release or undo."""
+"""One cutover on the source: stop services, freeze, drain, send the rest, verify, hold, then release or undo."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
+from fleetlift_agent.copying import Copy
 from fleetlift_agent.errors import AgentError
-from fleetlift_agent.passes import DirtySource, WholeDisks
+from fleetlift_agent.hooks import run_hooks
 from fleetlift_agent.quiesce import Freezer, Quiesce
-from fleetlift_agent.sender import Cancelled, Replicator
-from fleetlift_agent.wire import ExtentKey
+from fleetlift_agent.sender import Cancelled
 
 log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 60.0
 _UNSEAL_SECONDS = 15.0
-_REPAIR_ROUNDS = 3
 # Between the answer to `release` and the end of this host.
 _FAREWELL_SECONDS = 0.5
 
@@ -38,6 +36,10 @@ class CutoverOptions:
     freeze: bool
     freeze_timeout: float
     hold_timeout: float
+    verify_age: float | None
+    pre_freeze: tuple[str, ...]
+    post_thaw: tuple[str, ...]
+    hook_timeout: float
 
 
 @dataclass
@@ -49,36 +51,26 @@ class Order:
     error: AgentError | None = None
 
 
-class _Extents:
-    """A given list of extents as the source of a pass."""
-
-    def __init__(self, keys: Sequence[ExtentKey]) -> None:
-        self._keys = keys
-
-    def extents(self) -> Iterator[ExtentKey]:
-        return iter(self._keys)
-
-
 class Cutover:
     """Runs in a thread of its own. Whatever fails, the filesystems are thawed and the services started again.
 
-    `run_pass(kind, source, cancelled)` moves data; `publish(record)` shows progress.
+    `copy` moves data; `publish(record)` shows progress; `farewell()` is called before this host ends.
     """
 
     def __init__(
         self,
         options: CutoverOptions,
         *,
-        replicator: Replicator,
+        copy: Copy,
         quiesce: Quiesce,
-        run_pass: Callable[[str, DirtySource, Callable[[], bool]], None],
         publish: Callable[[dict[str, Any]], None],
+        farewell: Callable[[], None],
     ) -> None:
         self._options = options
-        self._replicator = replicator
+        self._copy = copy
         self._quiesce = quiesce
-        self._run_pass = run_pass
         self._publish = publish
+        self._farewell = farewell
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._abort = threading.Event()
         self._freezer: Freezer | None = None
@@ -86,6 +78,7 @@ class Cutover:
         self._stopped: list[str] = []
         self._frozen_at: float | None = None
         self._sealed = False
+        self._hooked = False
         self.roots: list[str] = []
         self.record: dict[str, Any] = {
             "phase": "stopping_services",
@@ -137,6 +130,8 @@ class Cutover:
     def _prepare(self) -> None:
         options = self._options
         self._connect()
+        with self._timed("approach"):
+            self._copy.approach(options.verify_age, self._cancelled)
         manager = self._quiesce.services()
         if options.freeze:
             # Opened beforehand: while frozen nothing new can be looked up or started.
@@ -148,18 +143,30 @@ class Cutover:
         self._check_abort()
         if self._freezer is not None:
             self._show(phase="freezing")
+            with self._timed("pre_freeze"):
+                self._hooked = True
+                run_hooks("pre_freeze", options.pre_freeze, options.hook_timeout)
+            with self._timed("flush"):
+                # Most of what the services left in memory goes now, while nothing is held.
+                self._freezer.write_out()
+                self._copy.reduce(self._cancelled)
+            self._check_abort()
             with self._timed("freeze"):
                 self._frozen_at = time.monotonic()
                 self._freezer.freeze()
             self._show(frozen=[str(mount) for mount in self._mounts])
         self._show(phase="final_pass")
-        with self._timed("final_pass"):
-            self._run_pass("final", WholeDisks(self._replicator.sizes), self._cancelled)
+        frozen = self._freezer is not None
+        with self._timed("drain"):
+            self._copy.drain(frozen=frozen)
+        with self._timed("send"):
+            self._copy.finish(frozen=frozen, cancelled=self._cancelled)
         self._show(phase="verifying")
         with self._timed("verify"):
-            self._verify()
+            self.roots, root = self._copy.verify(self._cancelled, lambda phase: self._show(phase=phase))
+        self._show(root_hash=root)
         self._sealed = True
-        self._replicator.request(self._cancelled, "seal", root_hash=self.record["root_hash"])
+        self._copy.replicator.request(self._cancelled, "seal", root_hash=self.record["root_hash"])
         if self._freezer is not None:
             self._freezer.extend(options.hold_timeout)
         self._show(phase="prepared", verified=True)
@@ -168,7 +175,7 @@ class Cutover:
         """The peer must be there before any service is stopped."""
         deadline = time.monotonic() + _CONNECT_SECONDS
         try:
-            self._replicator.connect(lambda: self._abort.is_set() or time.monotonic() > deadline)
+            self._copy.replicator.connect(lambda: self._abort.is_set() or time.monotonic() > deadline)
         except Cancelled:
             self._check_abort()
             raise AgentError(
@@ -177,27 +184,6 @@ class Cutover:
                 "Check the landing and the network, then cut over again; nothing was stopped on the source",
                 subject="cutover",
             ) from None
-
-    def _verify(self) -> None:
-        """The target's disks, read back, must have our root; what differs is sent again."""
-        self.roots, root = self._replicator.roots()
-        for _round in range(_REPAIR_ROUNDS):
-            answer = self._replicator.request(self._cancelled, "verify")
-            if answer.get("root_hash") == root:
-                self._show(root_hash=root)
-                return
-            differing = self._replicator.refresh(self._cancelled)
-            log.warning("verification found %d differing extents", len(differing))
-            self._show(phase="final_pass")
-            self._run_pass("repair", _Extents(differing), self._cancelled)
-            self._show(phase="verifying")
-        raise AgentError(
-            "VERIFY_FAILED",
-            f"The target's disks still differ from the source after {_REPAIR_ROUNDS} repairs",
-            "Something else writes to the target's disks, or one of them is failing: check the landing, then try again",
-            {"expected": root, "found": answer.get("root_hash")},
-            subject="cutover",
-        )
 
     def _hold(self) -> Order:
         """Wait for the decision, but never longer than the hold's timeout."""
@@ -227,9 +213,11 @@ class Cutover:
             return
         self._show(phase="committed")
         self._let_go()
-        self._show(phase="released", thawed_by="release")
+        failure = self._post_thaw()
+        self._show(phase="released", thawed_by="release", error=failure.record() if failure else None)
 
     def _power_off(self) -> None:
+        self._farewell()
         try:
             self._quiesce.power_off()
         except AgentError as error:
@@ -247,6 +235,12 @@ class Cutover:
             log.error("undo: %s", failure)
             error = failure if error is None else error
             error.evidence["undo"] = failure.record()
+        failed_hook = self._post_thaw()
+        if failed_hook is not None:
+            if error is None:
+                error = failed_hook
+            else:
+                error.evidence["post_thaw"] = failed_hook.record()
         if self._sealed:
             self._unseal()
         self._show(phase="aborted", verified=False, error=error.record() if error else None)
@@ -255,16 +249,29 @@ class Cutover:
         """Thaw, then start what was stopped."""
         try:
             if self._freezer is not None:
-                self._freezer.close()
+                with self._timed("thaw"):
+                    self._freezer.close()
         finally:
             self._end_freeze_clock()
             if self._stopped:
                 self._quiesce.services().start(self._stopped, self._options.service_timeout)
 
+    def _post_thaw(self) -> AgentError | None:
+        """The hooks that follow a thaw. What they do not manage does not undo what was decided."""
+        if not self._hooked:
+            return None
+        self._hooked = False
+        try:
+            run_hooks("post_thaw", self._options.post_thaw, self._options.hook_timeout)
+        except AgentError as failure:
+            log.error("%s", failure)
+            return failure
+        return None
+
     def _unseal(self) -> None:
         deadline = time.monotonic() + _UNSEAL_SECONDS
         try:
-            self._replicator.request(lambda: time.monotonic() > deadline, "unseal")
+            self._copy.replicator.request(lambda: time.monotonic() > deadline, "unseal")
         except Cancelled:
             log.error("the target could not be told that the cutover was undone; the next write tells it")
         except AgentError as error:

@@ -23,6 +23,7 @@ from fleetlift_agent import devices, memory
 from fleetlift_agent.config import Config, load_config
 from fleetlift_agent.control import Command, ControlServer
 from fleetlift_agent.errors import AgentError
+from fleetlift_agent.mask import NullMask, UsedBlocksMask
 from fleetlift_agent.quiesce import Quiesce
 from fleetlift_agent.receiver import Receiver
 from fleetlift_agent.replica import ReplicaDisk
@@ -30,6 +31,7 @@ from fleetlift_agent.replication import Replication
 from fleetlift_agent.sender import Route, SenderDisk
 from fleetlift_agent.state import State
 from fleetlift_agent.tls import load_identity
+from fleetlift_agent.tracing import NullTracker, TrackedDisk, Tracker, open_tracker
 
 log = logging.getLogger(__name__)
 
@@ -204,9 +206,14 @@ class Daemon:
                 for disk, source in zip(config.disks, sources)
             ],
         )
+        tracked = [TrackedDisk.open(disk.id, source.path, disk.size) for disk, source in zip(config.disks, sources)]
         replication = Replication(
             migration=config.migration,
             disks=[SenderDisk(disk.id, source, disk.serial) for disk, source in zip(config.disks, sources)],
+            tracked=tracked,
+            open_tracker=self._tracker_opener(tracked),
+            mask=UsedBlocksMask(sources, self._directory) if config.skip_free else NullMask(),
+            audit=config.audit,
             route=Route(config.host, config.port, identity, config.connections, config.peer_timeout),
             quiesce=Quiesce([source.path for source in sources]),
             state=state,
@@ -226,6 +233,11 @@ class Daemon:
             "release": replication.release,
             "abort": replication.abort,
         }
+
+    def _tracker_opener(self, disks: list[TrackedDisk]) -> Callable[[], Tracker]:
+        if not self._config.change_tracking:
+            return lambda: NullTracker(disks, "it is switched off in the configuration")
+        return lambda: open_tracker(self._directory, self._config.migration, disks)
 
     def _receiver(self, resources: ExitStack) -> tuple[State, dict[str, Command]]:
         config = self._config
@@ -263,6 +275,7 @@ class Daemon:
             directory=self._directory,
             state=state,
             peer_timeout=config.peer_timeout,
+            scrub_interval=config.scrub_interval,
         )
         resources.callback(receiver.close)
         receiver.start()

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fleetlift_agent.extents import EXTENT, extent_count, extent_length
+from fleetlift_agent.passes import Ranges
 from fleetlift_agent.wire import ExtentKey
 
 GRANULE = 4096
@@ -34,8 +35,6 @@ _NONZERO = re.compile(rb"[^\0]")
 _UNSETTLED_READ = 0
 _FIRST_DISK = 16
 _PENDING, _TAKEN = 0, 1
-
-Ranges = tuple[tuple[int, int], ...]
 
 
 class MapFullError(Exception):
@@ -203,6 +202,16 @@ class DirtyMap:
     def wants_rescan(self, disk: int) -> bool:
         with self._lock:
             return self._flag(disk, _PENDING)
+
+    def scanning(self, disk: int) -> bool:
+        """Whether a pass that runs, or the next one, reads all of this disk."""
+        with self._lock:
+            return self._flag(disk, _PENDING) or self._flag(disk, _TAKEN)
+
+    def changed(self, disk: int, extent: int) -> bool:
+        """Whether this extent waits for a pass."""
+        with self._lock:
+            return self._flag(disk, _PENDING) or any(self._pending[disk].get(extent))
 
     def take(self, disk: int, extent: int) -> Ranges:
         """What changed in an extent, which counts as unchanged from now on: call it *before* reading the extent."""

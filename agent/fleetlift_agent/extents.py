@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 EXTENT = 1 << 20
-SUB_BLOCK = 16 << 10
+# What a filesystem block, a page and a tracked change are made of.
+SUB_BLOCK = 4 << 10
 SUB_BLOCKS = EXTENT // SUB_BLOCK
 # Extent numbers travel as 32 bits; 2**32 extents are 4 EiB.
 MAX_DISK = EXTENT << 32

@@ -3,8 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Hashes: a cryptographic one for the manifest, a fast one as the sender's change detector.
 
-Extent digest = H(concatenated sub-block hashes); disk root = H(extent digests in order);
-migration root = H(disk roots in order). H is sha256 or blake3, 32 bytes each.
+Leaf = the first 16 bytes of H(sub-block); extent digest = H(concatenated leaves); disk root = H(extent digests in
+order); migration root = H(disk roots in order). H is sha256 or blake3, 32 bytes each.
+
+128 bits are enough for a leaf: changing a given sub-block unnoticed takes 2**128 attempts. The 2**64 of a collision
+would need somebody who writes both versions to his own disk.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ except ImportError:
     _xxhash = None  # type: ignore[assignment]
 
 DIGEST = 32
+LEAF = 16
 DETECTOR = 16
 # No digest is ever all zero in practice (probability 2**-256), so this marks "not known".
 UNKNOWN = bytes(DIGEST)
@@ -41,20 +45,24 @@ class Hash:
     def __init__(self, name: str, new: Callable[[bytes | memoryview], _Digesting]) -> None:
         self.name = name
         self._new = new
-        self.zero_sub_block = self.digest(bytes(SUB_BLOCK))
+        self.zero_leaf = self.leaf(bytes(SUB_BLOCK))
 
     def digest(self, data: bytes | memoryview) -> bytes:
         return self._new(data).digest()
 
-    def sub_hashes(self, data: memoryview) -> bytes:
-        """Concatenated hashes of the 16 KiB sub-blocks of `data`."""
+    def leaf(self, data: bytes | memoryview) -> bytes:
+        """The hash of one sub-block."""
+        return self._new(data).digest()[:LEAF]
+
+    def leaves(self, data: memoryview) -> bytes:
+        """Concatenated hashes of the 4 KiB sub-blocks of `data`."""
         if len(data) % SUB_BLOCK == 0 and is_zero(data):
-            return self.zero_sub_block * sub_block_count(len(data))
+            return self.zero_leaf * sub_block_count(len(data))
         new = self._new
-        return b"".join([new(data[at : at + SUB_BLOCK]).digest() for at in range(0, len(data), SUB_BLOCK)])
+        return b"".join([new(data[at : at + SUB_BLOCK]).digest()[:LEAF] for at in range(0, len(data), SUB_BLOCK)])
 
     def extent_digest(self, data: memoryview) -> bytes:
-        return self.digest(self.sub_hashes(data))
+        return self.digest(self.leaves(data))
 
     def root(self, digests: Iterable[bytes]) -> bytes:
         """The hash over concatenated digests (bytes-like pieces, consumed one by one)."""

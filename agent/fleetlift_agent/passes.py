@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,11 +15,16 @@ from typing import Any, Protocol
 from fleetlift_agent.extents import extent_count, extent_length
 from fleetlift_agent.wire import ExtentKey
 
+# (offset, length) pairs inside an extent, ascending, in bytes.
+Ranges = tuple[tuple[int, int], ...]
+
 
 class DirtySource(Protocol):
-    """Says which extents a pass has to read."""
+    """Says which extents a pass has to read, and what of them."""
 
     def extents(self) -> Iterator[ExtentKey]: ...
+
+    def ranges(self, key: ExtentKey) -> Ranges: ...
 
 
 class WholeDisks:
@@ -28,16 +34,32 @@ class WholeDisks:
         self._sizes = sizes
 
     def extents(self) -> Iterator[ExtentKey]:
-        for disk, size in enumerate(self._sizes):
-            for extent in range(extent_count(size)):
-                yield ExtentKey(disk, extent)
+        for disk in range(len(self._sizes)):
+            yield from self.of_disk(disk)
+
+    def of_disk(self, disk: int) -> Iterator[ExtentKey]:
+        return (ExtentKey(disk, extent) for extent in range(extent_count(self._sizes[disk])))
+
+    def ranges(self, key: ExtentKey) -> Ranges:
+        return ((0, extent_length(self._sizes[key.disk], key.extent)),)
+
+
+class NothingNew:
+    """A pass over nothing but what it is asked to do again."""
+
+    def extents(self) -> Iterator[ExtentKey]:
+        return iter(())
+
+    def ranges(self, _key: ExtentKey) -> Ranges:
+        return ()
 
 
 @dataclass
 class Counters:
     """Bytes of one pass. sent is content before compression, wire is everything handed to TLS.
 
-    changed: sub-blocks that differed from the target (data and zero); skipped: sub-blocks the target had already.
+    changed: sub-blocks that differed from the target (data and zero); skipped: what was read and the target had
+    already; free: what no filesystem uses, which was not read.
     """
 
     bytes_read: int = 0
@@ -46,44 +68,66 @@ class Counters:
     bytes_wire: int = 0
     bytes_skipped: int = 0
     bytes_zero: int = 0
+    bytes_free: int = 0
 
 
 class PassWork:
-    """The extents of one pass. An extent is open from `take` until `finish`; thread-safe."""
+    """The extents of one pass. An extent is open from `take` until `finish`; thread-safe.
 
-    def __init__(self, number: int, kind: str, source: DirtySource, sizes: Sequence[int]) -> None:
+    total: the bytes that the pass is expected to look at.
+    """
+
+    def __init__(
+        self, number: int, kind: str, source: DirtySource, sizes: Sequence[int], total: int | None = None
+    ) -> None:
         self.number = number
         self.kind = kind
         self.counters = Counters()
         self.bytes_done = 0
+        self.total = sum(sizes) if total is None else total
         self.started = time.time()
         self._begun = time.monotonic()
-        self._sizes = sizes
-        self._source = source.extents()
+        self._everything = WholeDisks(sizes)
+        self._source = source
+        self._coming = source.extents()
         # An ordered set: what has to be handed out again.
         self._again: dict[ExtentKey, None] = {}
-        self._open: set[ExtentKey] = set()
+        # Of these the whole extent is wanted, whatever the source says.
+        self._whole: set[ExtentKey] = set()
+        self._whole_disks: set[int] = set()
+        # With the bytes that each counts.
+        self._open: dict[ExtentKey, int] = {}
         self._exhausted = False
         self._condition = threading.Condition()
 
-    def take(self) -> ExtentKey | None:
-        """The next extent to read, or None when all were handed out."""
+    def take(self) -> tuple[ExtentKey, Ranges] | None:
+        """The next extent and what to read of it, or None when all were handed out for now."""
         with self._condition:
             key = self._next()
             if key is None:
                 self._exhausted = True
                 self._condition.notify_all()
-            else:
-                self._open.add(key)
-            return key
+                return None
+            ranges = self._ranges(key)
+            self._open[key] = sum(length for _offset, length in ranges)
+            return key, ranges
 
     def finish(self, key: ExtentKey) -> None:
         """The target is known to hold this extent as it was read."""
         with self._condition:
-            self._open.discard(key)
-            self.bytes_done += extent_length(self._sizes[key.disk], key.extent)
+            self.bytes_done += self._open.pop(key, 0)
+            self._whole.discard(key)
             if not self._open:
                 self._condition.notify_all()
+
+    def whole(self, key: ExtentKey) -> None:
+        """An open extent of which a part is not enough: hand it out again, all of it."""
+        with self._condition:
+            self._open.pop(key, None)
+            self._whole.add(key)
+            self._again[key] = None
+            self._exhausted = False
+            self._condition.notify_all()
 
     def requeue_open(self) -> None:
         """Nothing that is open was confirmed: hand it out again."""
@@ -92,15 +136,19 @@ class PassWork:
             self._open.clear()
             self._exhausted = False
 
-    def redo(self, keys: Iterable[ExtentKey]) -> None:
-        """Extents that the target turned out not to have any more."""
+    def redo(self, keys: Iterable[ExtentKey], disks: Iterable[int] = ()) -> None:
+        """Extents, and whole disks, that the target turned out not to have any more."""
         with self._condition:
             for key in keys:
+                self._whole.add(key)
                 if key not in self._again:
                     self._again[key] = None
-                    length = extent_length(self._sizes[key.disk], key.extent)
-                    self.bytes_done = max(0, self.bytes_done - length)
-            self._exhausted = False
+                    self.total += self._everything.ranges(key)[0][1]
+                self._exhausted = False
+            for disk in disks:
+                self._whole_disks.add(disk)
+                self._coming = itertools.chain(self._coming, self._everything.of_disk(disk))
+                self._exhausted = False
 
     def _next(self) -> ExtentKey | None:
         if self._again:
@@ -108,7 +156,12 @@ class PassWork:
             del self._again[key]
             return key
         # An extent handed out again may be open while the pass reaches it in its order.
-        return next((key for key in self._source if key not in self._open), None)
+        return next((key for key in self._coming if key not in self._open), None)
+
+    def _ranges(self, key: ExtentKey) -> Ranges:
+        if key in self._whole or key.disk in self._whole_disks:
+            return self._everything.ranges(key)
+        return self._source.ranges(key)
 
     def count(self, **amounts: int) -> None:
         with self._condition:
@@ -138,7 +191,7 @@ class PassWork:
 
 
 def worth_another_pass(passes: Sequence[dict[str, Any]], *, max_passes: int, max_downtime: float) -> bool:
-    """Whether one more delta pass would shorten the downtime.
+    """Whether one more pass over the whole disks would shorten the downtime, where changes are not tracked.
 
     The final pass reads every disk once, as the last pass did, so its duration predicts
     the downtime. Stop when that fits and little changed, when passes no longer

@@ -34,12 +34,17 @@ class DirectReader:
     def read(self, extent: int, buffer: mmap.mmap) -> memoryview:
         """The extent's bytes inside `buffer` (an extent long). Raises AgentError DISK_READ_FAILED."""
         length = extent_length(self._size, extent)
-        rounded = -(-length // self._block) * self._block
+        self.read_part(extent, buffer, 0, length)
+        return memoryview(buffer)[:length]
+
+    def read_part(self, extent: int, buffer: mmap.mmap, start: int, end: int) -> None:
+        """Bytes `start` to `end` of the extent into the same place of `buffer`; `start` is on a block's boundary."""
+        rounded = -(-end // self._block) * self._block
         offset = extent * EXTENT
         view = memoryview(buffer)
         try:
-            got = 0
-            while got < length:
+            got = start
+            while got < end:
                 count = os.preadv(self._descriptor, [view[got:rounded]], offset + got)
                 if count == 0:
                     raise OSError(0, "the device ends before its stated size")
@@ -47,12 +52,11 @@ class DirectReader:
         except OSError as error:
             raise AgentError(
                 "DISK_READ_FAILED",
-                f"{self._subject} cannot be read at byte {offset}: {error.strerror}",
+                f"{self._subject} cannot be read at byte {offset + got}: {error.strerror}",
                 "Check the disk and the kernel log of its host; replication continues where it stopped",
-                {"offset": offset, "errno": error.errno},
+                {"offset": offset + got, "errno": error.errno},
                 subject=self._subject,
             ) from error
-        return view[:length]
 
 
 class BufferPool:

@@ -12,7 +12,7 @@ import mmap
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -22,10 +22,10 @@ from fleetlift_agent.compression import Unpacker
 from fleetlift_agent.connection import Connection, ConnectionLost
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.extents import EXTENT, SUB_BLOCK, data_bytes, sub_block_count, sub_blocks_of
-from fleetlift_agent.hashing import DIGEST, UNKNOWN, is_zero, load_hash
-from fleetlift_agent.manifest import FileManifest, disk_root
+from fleetlift_agent.hashing import DIGEST, LEAF, UNKNOWN, is_zero, load_hash
+from fleetlift_agent.manifest import disk_root
 from fleetlift_agent.replica import ReplicaDisk
-from fleetlift_agent.state import State, read_boot_id, write_json
+from fleetlift_agent.state import State, write_json
 from fleetlift_agent.tls import TlsIdentity
 from fleetlift_agent.wire import ExtentKey, Write
 
@@ -34,9 +34,12 @@ log = logging.getLogger(__name__)
 HANDSHAKE_SECONDS = 15.0
 _MAX_HANDSHAKES = 32
 _MAX_CONNECTIONS = 64
-# Sub-block hashes that were told to the sender and are likely to be needed for its answer: 2 KiB each.
-_REMEMBERED = 512
+# Extents whose leaves are kept, the most recently used ones: 4 KiB each. What changes often is not read again.
+_REMEMBERED = 8192
 _VERIFY_THREADS = 2
+# The background reading waits this long for something to do, and gives way for this long after a write.
+_IDLE_SECONDS = 0.2
+_BUSY_SECONDS = 0.5
 # include/uapi/linux/tcp.h.
 _TCP_NOTSENT_LOWAT = 25
 _UNSENT_BYTES = 256 << 10
@@ -45,11 +48,12 @@ _UNSENT_BYTES = 256 << 10
 def memory_bound(disk_bytes: int, connections: int) -> int:
     """The most resident bytes a receiver uses, the interpreter's 40 MiB included.
 
-    32 per MiB of disk (the mapped manifest), remembered sub-block hashes, and per connection its
+    37 per MiB of disk (the mapped manifest and what was read back), the leaves that are kept, and per connection its
     frame, its content and its read buffer.
     """
-    hashes = _REMEMBERED * (EXTENT // SUB_BLOCK) * DIGEST
-    return (40 << 20) + (disk_bytes // EXTENT + 1) * DIGEST + hashes + connections * (6 << 20)
+    extents = disk_bytes // EXTENT + 1
+    leaves = _REMEMBERED * (EXTENT // SUB_BLOCK * LEAF + 256)
+    return (40 << 20) + extents * (DIGEST + 5) + leaves + connections * (6 << 20)
 
 
 class Session:
@@ -69,7 +73,7 @@ class Session:
         self._lock = threading.Lock()
         self._connections: dict[int, Connection] = {}
         self._threads: set[threading.Thread] = set()
-        self._told: dict[ExtentKey, bytes] = {}
+        self._leaves: dict[ExtentKey, bytes] = {}
         self.closing = threading.Event()
         self.committer = Committer(disks, self._acknowledge, self.fail)
         self._note = note
@@ -86,9 +90,9 @@ class Session:
             self._connections.pop(number, None)
             self._threads.discard(thread)
 
-    def spawn(self, target: Callable[[], None]) -> None:
+    def spawn(self, target: Callable[[], None], name: str) -> None:
         """Run `target` in a thread that ends before the session does."""
-        thread = threading.Thread(target=lambda: self._run(target), name="verify", daemon=True)
+        thread = threading.Thread(target=lambda: self._run(target), name=name, daemon=True)
         with self._lock:
             self._threads.add(thread)
         thread.start()
@@ -124,15 +128,21 @@ class Session:
         for connection in connections:
             connection.close()
 
-    def remember(self, key: ExtentKey, hashes: bytes) -> None:
+    def remember(self, key: ExtentKey, leaves: bytes) -> None:
         with self._lock:
-            while len(self._told) >= _REMEMBERED:
-                self._told.pop(next(iter(self._told)))
-            self._told[key] = hashes
+            self._leaves.pop(key, None)
+            while len(self._leaves) >= _REMEMBERED:
+                self._leaves.pop(next(iter(self._leaves)))
+            self._leaves[key] = leaves
 
     def recall(self, key: ExtentKey) -> bytes | None:
+        """The leaves as they were last read or written."""
         with self._lock:
-            return self._told.pop(key, None)
+            return self._leaves.get(key)
+
+    def forget(self, key: ExtentKey) -> None:
+        with self._lock:
+            self._leaves.pop(key, None)
 
     @property
     def connection_count(self) -> int:
@@ -168,8 +178,8 @@ class Worker:
             kind, payload = self._connection.receive()
             if kind == wire.WRITE:
                 self._write(payload)
-            elif kind == wire.SUB_HASHES_REQUEST:
-                self._tell_sub_hashes(wire.parse_extent_key(payload))
+            elif kind == wire.LEAVES_REQUEST:
+                self._tell_leaves(wire.parse_extent_key(payload))
             elif kind == wire.DIGESTS_REQUEST:
                 self._tell_digests(wire.parse_digests_request(payload))
             elif kind == wire.PING:
@@ -184,20 +194,23 @@ class Worker:
             raise wire.malformed(f"extent {extent} of disk {number} does not exist")
         return self._session.disks[number]
 
-    def _own_sub_hashes(self, disk: ReplicaDisk, extent: int) -> bytes:
-        return self._hash.sub_hashes(disk.read(extent, self._buffer))
+    def _own_leaves(self, disk: ReplicaDisk, extent: int) -> bytes:
+        return self._hash.leaves(disk.read(extent, self._buffer))
 
-    def _tell_sub_hashes(self, key: ExtentKey) -> None:
+    def _tell_leaves(self, key: ExtentKey) -> None:
         disk = self._disk(key.disk, key.extent)
-        hashes = self._own_sub_hashes(disk, key.extent)
-        _manifest(disk).set(key.extent, self._hash.digest(hashes))
-        self._session.remember(key, hashes)
-        self._connection.send(wire.SUB_HASHES, wire.Hashes(key, hashes).pack())
+        leaves = self._session.recall(key)
+        if leaves is None or self._hash.digest(leaves) != disk.manifest.get(key.extent):
+            leaves = self._own_leaves(disk, key.extent)
+            disk.manifest.set(key.extent, self._hash.digest(leaves))
+            disk.read_back.seen(key.extent)
+            self._session.remember(key, leaves)
+        self._connection.send(wire.LEAVES, wire.Leaves(key, leaves).pack())
 
     def _tell_digests(self, request: wire.DigestsRequest) -> None:
         disk = self._disk(request.disk, request.first + request.count - 1)
-        digests = _manifest(disk).slice(request.first, request.count)
-        self._connection.send(wire.DIGESTS, wire.Hashes(ExtentKey(request.disk, request.first), digests).pack())
+        digests = disk.manifest.slice(request.first, request.count)
+        self._connection.send(wire.DIGESTS, wire.Digests(ExtentKey(request.disk, request.first), digests).pack())
 
     def _write(self, payload: memoryview) -> None:
         write, packed = wire.parse_write(payload)
@@ -209,36 +222,41 @@ class Worker:
         ):
             raise wire.malformed("the ranges of a write do not fit its extent or its content")
         content = self._unpacker.unpack(write.codec, packed, write.raw_length)
-        self._check(disk, write, content)
+        leaves = self._check(disk, write, content)
         ranges = write.ranges
         # Zeros are only written where there is something else: a blank target stays sparse.
         if any(part.zero for part in ranges):
             own = disk.read(extent, self._buffer)
             ranges = tuple(part for part in ranges if not (part.zero and is_zero(own[slice(*part.span(length))])))
         self._receiver.unseal()
-        _manifest(disk).set(extent, UNKNOWN)
+        disk.read_back.opened(extent)
+        disk.manifest.set(extent, UNKNOWN)
+        self._session.forget(write.key)
         disk.write(extent, ranges, content)
+        self._session.remember(write.key, leaves)
         self._receiver.wrote(data_bytes(ranges, length))
         self._session.committer.add(write.key, write.digest, length)
 
-    def _check(self, disk: ReplicaDisk, write: Write, content: bytes) -> None:
-        """The content must be what the sender hashed, and the extent must become what its digest says."""
-        count = sub_block_count(disk.length(write.key.extent))
+    def _check(self, disk: ReplicaDisk, write: Write, content: bytes) -> bytes:
+        """The extent's leaves after the write.
+
+        The content must be what the sender hashed, and the extent must become what its digest says.
+        """
+        length = disk.length(write.key.extent)
+        count = sub_block_count(length)
         changed = dict(sub_blocks_of(write.ranges))
-        told = self._session.recall(write.key)
-        if len(changed) == count:
-            told = bytes(count * DIGEST)
-        elif told is None:
-            told = self._own_sub_hashes(disk, write.key.extent)
-        merged = [told[at * DIGEST : (at + 1) * DIGEST] for at in range(count)]
+        told = bytes(count * LEAF) if len(changed) == count else self._session.recall(write.key)
+        if told is None:
+            told = self._own_leaves(disk, write.key.extent)
+        merged = [told[at * LEAF : (at + 1) * LEAF] for at in range(count)]
         view = memoryview(content)
         arrived = []
         for number, zero in changed.items():
-            size = min(SUB_BLOCK, disk.length(write.key.extent) - number * SUB_BLOCK)
+            size = min(SUB_BLOCK, length - number * SUB_BLOCK)
             if zero:
-                merged[number] = self._hash.zero_sub_block if size == SUB_BLOCK else self._hash.digest(bytes(size))
+                merged[number] = self._hash.zero_leaf if size == SUB_BLOCK else self._hash.leaf(bytes(size))
             else:
-                merged[number] = self._hash.digest(view[:size])
+                merged[number] = self._hash.leaf(view[:size])
                 arrived.append(merged[number])
                 view = view[size:]
         if self._hash.root(arrived) != write.content_hash or self._hash.root(merged) != write.digest:
@@ -250,11 +268,14 @@ class Worker:
                 {"disk": disk.id, "extent": write.key.extent},
                 subject=f"disk {disk.id}",
             )
+        return b"".join(merged)
 
     def _request(self, request: dict[str, Any]) -> None:
         operation = request.get("op")
         if operation == "verify":
-            self._session.spawn(lambda: self._verify(request))
+            self._session.spawn(lambda: self._verify(request), "verify")
+        elif operation == "read_back":
+            self._reply(request, self._receiver.read_back_state())
         elif operation == "seal":
             self._receiver.seal(str(request.get("root_hash"))[:128])
             self._reply(request, {})
@@ -266,7 +287,7 @@ class Worker:
 
     def _verify(self, request: dict[str, Any]) -> None:
         try:
-            self._reply(request, self._receiver.verify(self._session))
+            self._reply(request, self._receiver.verify(self._session, request.get("age")))
         except AgentError as error:
             self._session.fail(error)
         except ConnectionLost:
@@ -289,7 +310,9 @@ class Receiver:
         directory: Path,
         state: State,
         peer_timeout: float,
+        scrub_interval: float,
     ) -> None:
+        self._scrub_interval = scrub_interval
         self._migration = migration
         self._disks = disks
         self._identity = identity
@@ -304,6 +327,7 @@ class Receiver:
         self._handshakes = threading.BoundedSemaphore(_MAX_HANDSHAKES)
         self._stopping = threading.Event()
         self._written = 0
+        self._last_write = 0.0
         self._sealed = self._load_sealed()
         self._rest()
 
@@ -356,6 +380,7 @@ class Receiver:
         self._state.update(phase=phase, sealed=self._sealed, connections=0)
 
     def wrote(self, size: int) -> None:
+        self._last_write = time.monotonic()
         with self._count_lock:
             self._written += size
             totals = {**self._state.get("totals"), "bytes_sent": self._written}
@@ -368,23 +393,38 @@ class Receiver:
 
     # Verification.
 
-    def verify(self, session: Session) -> dict[str, Any]:
-        """Read every disk back past the cache and return its root hashes; the manifests then say what was read."""
+    def verify(self, session: Session, age: float | None) -> dict[str, Any]:
+        """Read back what was not proved yet, or not within `age` seconds; return the root hashes of the disks.
+
+        An extent that the disk does not hold as it was written is unknown afterwards, so that the roots differ.
+        """
         self._state.update(phase="verifying")
+        damaged = self._damaged()
+        done = [0]
         for disk in self._disks:
             disk.sync()
+            self._check_all(session, disk, disk.read_back.unproved(age), done)
         roots = []
-        done = [0]
+        disks = self._state.get("disks")
         for number, disk in enumerate(self._disks):
-            self._rehash(session, disk, done)
-            roots.append(disk_root(_manifest(disk), session.hash))
-            disks = self._state.get("disks")
+            roots.append(disk_root(disk.manifest, session.hash))
             disks[number]["root_hash"] = roots[-1].hex()
-        self._state.update(phase="receiving")
-        return {"roots": [root.hex() for root in roots], "root_hash": session.hash.root(roots).hex()}
+        self._state.update(phase="receiving", read_back=self.read_back_state())
+        return {
+            "roots": [root.hex() for root in roots],
+            "root_hash": session.hash.root(roots).hex(),
+            "bytes_read": done[0],
+            "damaged": self._damaged() - damaged,
+        }
 
-    def _rehash(self, session: Session, disk: ReplicaDisk, done: list[int]) -> None:
-        numbers = iter(range(disk.extents))
+    def read_back_state(self) -> dict[str, int]:
+        """Bytes that are durable and were not read back since, and how many extents were found damaged so far."""
+        return {"pending": sum(disk.read_back.pending for disk in self._disks) * EXTENT, "damaged": self._damaged()}
+
+    def _damaged(self) -> int:
+        return sum(disk.read_back.damaged for disk in self._disks)
+
+    def _check_all(self, session: Session, disk: ReplicaDisk, extents: Iterator[int], done: list[int]) -> None:
         lock = threading.Lock()
         errors: list[AgentError] = []
 
@@ -392,15 +432,14 @@ class Receiver:
             buffer = mmap.mmap(-1, EXTENT)
             while not session.closing.is_set() and not errors:
                 with lock:
-                    extent = next(numbers, None)
+                    extent = next(extents, None)
                 if extent is None:
                     return
                 try:
-                    digest = session.hash.extent_digest(disk.read(extent, buffer))
+                    self._prove(session, disk, extent, buffer)
                 except AgentError as error:
                     errors.append(error)
                     return
-                _manifest(disk).set(extent, digest)
                 with lock:
                     done[0] += disk.length(extent)
                     self._state.touch(progress={**self._state.get("progress"), "kind": "verify", "bytes_done": done[0]})
@@ -414,6 +453,36 @@ class Receiver:
             raise errors[0]
         if session.closing.is_set():
             raise ConnectionLost("the session ended during verification")
+
+    def _prove(self, session: Session, disk: ReplicaDisk, extent: int, buffer: mmap.mmap) -> None:
+        if not disk.read_back.check(extent, buffer, session.hash):
+            log.error("disk %s: extent %d does not hold what was written to it", disk.id, extent)
+            session.forget(ExtentKey(self._disks.index(disk), extent))
+
+    def _read_back(self, session: Session) -> None:
+        """The background of a session: read everything back that was written, and in time everything again."""
+        buffer = mmap.mmap(-1, EXTENT)
+        round_ended = time.monotonic()
+        try:
+            while not session.closing.is_set():
+                due = [(disk, extent) for disk in self._disks if (extent := disk.read_back.next_due()) is not None]
+                if not due or self._sealed is not None:
+                    session.closing.wait(_IDLE_SECONDS)
+                    if time.monotonic() - round_ended > self._scrub_interval:
+                        for disk in self._disks:
+                            disk.read_back.start_round()
+                    continue
+                round_ended = time.monotonic()
+                disk, extent = due[0]
+                begun = time.monotonic()
+                self._prove(session, disk, extent, buffer)
+                self._state.touch(read_back=self.read_back_state())
+                now = time.monotonic()
+                if now - self._last_write < _BUSY_SECONDS:
+                    # What arrives has precedence: at most a quarter of the time is spent here.
+                    session.closing.wait(3 * (now - begun))
+        except AgentError as error:
+            session.fail(error)
 
     # Connections.
 
@@ -483,14 +552,16 @@ class Receiver:
             if current is not None:
                 current.close()
             for disk in self._disks:
-                self._open_manifest(disk, agreed.hash)
-            self._session = Session(hello["session"], self._disks, agreed, self.note)
+                disk.open_manifest(self._directory, agreed.hash)
+            session = Session(hello["session"], self._disks, agreed, self.note)
+            self._session = session
+            session.spawn(lambda: self._read_back(session), "read-back")
             if self._sealed is None:
                 self._state.touch(phase="receiving")
             self._state.update(
                 features={"hash": agreed.hash, "compression": agreed.compression, "change_detector": None}, error=None
             )
-            return self._session
+            return session
 
     def _finish(self, session: Session) -> None:
         """The last connection is gone: commit what arrived. A new sender that ends the session does the same."""
@@ -533,17 +604,6 @@ class Receiver:
             "blank": [number == 0 and disk.looks_blank(buffer) for disk in self._disks],
         }
 
-    def _open_manifest(self, disk: ReplicaDisk, hash_name: str) -> None:
-        if disk.manifest is not None:
-            disk.manifest.close()
-        disk.manifest = FileManifest(
-            self._directory / f"manifest-{disk.id}.bin",
-            hash_name=hash_name,
-            boot_id=read_boot_id(),
-            serial=disk.serial,
-            disk_size=disk.size,
-        )
-
 
 def tune(raw: socket.socket, peer_timeout: float) -> None:
     """Small frames leave at once, and a dead peer is noticed."""
@@ -552,8 +612,3 @@ def tune(raw: socket.socket, peer_timeout: float) -> None:
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(peer_timeout * 1000))
     # Content waits in our queue and not in the kernel's: less is sent twice after a cut, and limits take effect sooner.
     raw.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
-
-
-def _manifest(disk: ReplicaDisk) -> FileManifest:
-    assert disk.manifest is not None
-    return disk.manifest

@@ -11,13 +11,16 @@ import fcntl
 import mmap
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.extents import EXTENT, Range, extent_count, extent_length
 from fleetlift_agent.hashing import is_zero
 from fleetlift_agent.manifest import FileManifest
+from fleetlift_agent.readback import ReadBack
 from fleetlift_agent.reader import DirectReader
+from fleetlift_agent.state import read_boot_id
 
 # linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 1
@@ -61,7 +64,32 @@ class ReplicaDisk:
         self._read_fd = os.open(f"/proc/self/fd/{self._write_fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         self._reader = DirectReader(self._read_fd, size, self._block, f"target disk {disk_id} ({self.serial})")
         self._punch = True
-        self.manifest: FileManifest | None = None
+        self._manifest: FileManifest | None = None
+        self._read_back: ReadBack | None = None
+
+    @property
+    def manifest(self) -> FileManifest:
+        assert self._manifest is not None, "open_manifest comes first"
+        return self._manifest
+
+    @property
+    def read_back(self) -> ReadBack:
+        assert self._read_back is not None, "open_manifest comes first"
+        return self._read_back
+
+    def open_manifest(self, directory: Path, hash_name: str) -> None:
+        """The manifest for this hash: the one that is open, one that an earlier receiver left, or a new one."""
+        path = directory / f"manifest-{self.id}.bin"
+        manifest = FileManifest(
+            path, hash_name=hash_name, boot_id=read_boot_id(), serial=self.serial, disk_size=self.size
+        )
+        known, self._manifest = self._manifest, manifest
+        if known is not None:
+            known.close()
+        if self._read_back is None or not manifest.reused:
+            self._read_back = ReadBack(manifest, self.read)
+        else:
+            self._read_back.attach(manifest)
 
     def length(self, extent: int) -> int:
         return extent_length(self.size, extent)
@@ -108,8 +136,8 @@ class ReplicaDisk:
 
     def close(self) -> None:
         os.close(self._read_fd)
-        if self.manifest is not None:
-            self.manifest.close()
+        if self._manifest is not None:
+            self._manifest.close()
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
         while len(view):

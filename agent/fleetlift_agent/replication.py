@@ -5,27 +5,24 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
 from typing import Any, Callable
 
 from fleetlift_agent.bucket import TokenBucket
 from fleetlift_agent.config import parse_bandwidth
-from fleetlift_agent.connection import ConnectionLost
+from fleetlift_agent.copying import Copy
 from fleetlift_agent.cutover import Cutover, CutoverOptions, Order
 from fleetlift_agent.errors import AgentError
-from fleetlift_agent.passes import DirtySource, PassWork, WholeDisks, worth_another_pass
+from fleetlift_agent.mask import Mask
 from fleetlift_agent.quiesce import Quiesce
 from fleetlift_agent.sender import Cancelled, Replicator, Route, SenderDisk
 from fleetlift_agent.state import State
+from fleetlift_agent.tracing import TrackedDisk, Tracker
 
 log = logging.getLogger(__name__)
-
-_RATE_SECONDS = 10.0
-_KEPT_PASSES = 100
 
 
 class Replication:
@@ -35,7 +32,11 @@ class Replication:
         self,
         *,
         migration: str,
-        disks: Sequence[SenderDisk],
+        disks: list[SenderDisk],
+        tracked: list[TrackedDisk],
+        open_tracker: Callable[[], Tracker],
+        mask: Mask,
+        audit: bool,
         route: Route,
         quiesce: Quiesce,
         state: State,
@@ -46,21 +47,22 @@ class Replication:
         self._state = state
         self._quiesce = quiesce
         self._bucket = TokenBucket(bandwidth_limit)
-        self._max_passes = max_passes
-        self._max_downtime = max_downtime
-        self._replicator = Replicator(
-            migration=migration, disks=disks, route=route, bucket=self._bucket, stalled=self._stalled
+        self._copy = Copy(
+            disks=tracked,
+            open_tracker=open_tracker,
+            mask=mask,
+            replicator=functools.partial(
+                Replicator, migration=migration, disks=disks, route=route, bucket=self._bucket, stalled=self._stalled
+            ),
+            state=state,
+            max_passes=max_passes,
+            max_downtime=max_downtime,
+            audit=audit,
         )
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._cutover: Cutover | None = None
-        self._synced_once = False
-        self._work: PassWork | None = None
-        self._passes: list[dict[str, Any]] = []
-        self._pass_number = 0
-        self._finished_totals = dict(state.get("totals"))
-        self._rates: deque[tuple[float, int]] = deque()
         state.update(bandwidth_limit=bandwidth_limit)
 
     # Commands. Each takes and returns JSON objects and raises AgentError.
@@ -75,7 +77,7 @@ class Replication:
                 self._cutover = None
                 self._state.update(cutover=None)
             # Before the answer: whoever asks for the status next must not see how the last run ended.
-            self._state.update(phase=self._next_phase(), error=None)
+            self._state.update(phase="delta_sync" if self._copy.synced_once else "initial_sync", error=None)
             self._launch(self._replicate)
             return {"already_running": False}
 
@@ -99,10 +101,7 @@ class Replication:
             current = self._cutover
             if current is not None and current.record["phase"] != "aborted":
                 return {"already_running": True, "cutover": current.record}
-            if current is not None and self._thread is not None:
-                # An aborted cutover's thread is about to end.
-                self._thread.join()
-            if self._busy() or self._state.get("phase") != "in_sync":
+            if self._state.get("phase") != "in_sync":
                 raise AgentError(
                     "NOT_IN_SYNC",
                     f"The target is not in sync: the sender's phase is {self._state.get('phase')}",
@@ -111,14 +110,17 @@ class Replication:
                 )
             self._cutover = Cutover(
                 _options(arguments),
-                replicator=self._replicator,
+                copy=self._copy,
                 quiesce=self._quiesce,
-                run_pass=self._run_pass,
                 publish=self._show_cutover,
+                farewell=self._copy.close,
             )
             self._state.update(phase="cutover", error=None)
             self._show_cutover(self._cutover.record)
-            self._launch(self._cut_over)
+            # Staying in sync ends here; the cutover's thread waits for it.
+            self._stop.set()
+            before = self._thread
+            self._launch(lambda: self._cut_over(before))
             return {"already_running": False}
 
     def release(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -157,9 +159,6 @@ class Replication:
                 )
             order = current.order("abort")
         self._await(order)
-        thread = self._thread
-        if thread is not None:
-            thread.join()
         return {"aborted": True, "cutover": current.record}
 
     def close(self) -> None:
@@ -170,74 +169,54 @@ class Replication:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        self._replicator.disconnect()
+        self._copy.close()
 
     def publish(self) -> None:
         """Put the counters of the running pass into the state."""
-        work = self._work
-        if work is None:
-            return
-        total = self._state.get("progress")["bytes_total"]
-        done = min(total, work.bytes_done)
-        rate = self._rate(work)
-        self._state.touch(
-            progress={
-                "pass": work.number,
-                "kind": work.kind,
-                "bytes_total": total,
-                "bytes_done": done,
-                "bytes_sent": work.counters.bytes_sent,
-                "rate": rate,
-                "eta_seconds": round((total - done) / rate, 1) if rate else None,
-            },
-            totals=self._totals(work.result()),
-        )
+        self._copy.publish()
 
     # The threads.
 
     def _replicate(self) -> None:
-        run: list[dict[str, Any]] = []
         try:
-            while worth_another_pass(run, max_passes=self._max_passes, max_downtime=self._max_downtime):
-                self._state.update(phase=self._next_phase())
-                kind = "delta" if self._synced_once else "initial"
-                self._run_pass(kind, WholeDisks(self._replicator.sizes), self._stop.is_set)
-                self._synced_once = True
-                run.append(self._passes[-1])
-            self._replicator.disconnect()
-            self._state.update(phase="in_sync", stalled=None, connections=0)
+            self._copy.catch_up(self._stop.is_set)
+            self._rest()
         except Cancelled:
-            self._replicator.disconnect()
+            self._ended()
+
+    def _rest(self) -> None:
+        """In sync, and staying so where changes are tracked. Raises Cancelled."""
+        if not self._copy.tracking:
+            self._copy.replicator.disconnect()
+            self._state.update(phase="in_sync", stalled=None, connections=0)
+            return
+        self._state.update(phase="in_sync")
+        while self._copy.tracking:
+            self._copy.keep_in_sync(self._stop.is_set)
+            # Tracking turned out to be wrong: what it was trusted with is done again in full.
+            self._copy.catch_up(self._stop.is_set)
+
+    def _ended(self) -> None:
+        if self._cutover is None or self._cutover.finished:
+            self._copy.replicator.disconnect()
             self._state.update(phase="stopped", stalled=None, connections=0)
 
-    def _cut_over(self) -> None:
+    def _cut_over(self, before: threading.Thread | None) -> None:
         cutover = self._cutover
         assert cutover is not None
+        if before is not None:
+            before.join()
+        self._stop.clear()
+        self._state.update(phase="cutover")
         cutover.run()
-        self._replicator.disconnect()
-        if cutover.record["phase"] == "aborted":
-            self._state.update(phase="in_sync", stalled=None, connections=0)
-        else:
+        if cutover.record["phase"] != "aborted":
+            self._copy.replicator.disconnect()
             self._state.update(stalled=None, connections=0)
-
-    def _run_pass(self, kind: str, source: DirtySource, cancelled: Callable[[], bool]) -> None:
-        self._pass_number += 1
-        work = PassWork(self._pass_number, kind, source, self._replicator.sizes)
-        self._rates.clear()
-        self._work = work
+            return
         try:
-            self._replicator.run_pass(work, cancelled)
-        finally:
-            self.publish()
-            self._work = None
-            result = work.result()
-            self._finished_totals = self._totals(result)
-            self._passes = [*self._passes, result][-_KEPT_PASSES:]
-            self._state.update(passes=self._passes)
-        self._show_roots()
-
-    def _next_phase(self) -> str:
-        return "delta_sync" if self._synced_once else "initial_sync"
+            self._rest()
+        except Cancelled:
+            self._ended()
 
     def _launch(self, target: Callable[[], None]) -> None:
         self._thread = threading.Thread(target=lambda: self._guard(target), name="replication", daemon=True)
@@ -293,26 +272,15 @@ class Replication:
                 self._bucket.set_rate(limit)
                 self._state.update(bandwidth_limit=limit)
         if arguments.get("max_passes") is not None:
-            self._max_passes = max(1, int(_seconds(arguments, "max_passes", 0)))
+            self._copy.max_passes = max(1, int(_seconds(arguments, "max_passes", 0)))
         if arguments.get("max_downtime") is not None:
-            self._max_downtime = _seconds(arguments, "max_downtime", 0)
+            self._copy.max_downtime = _seconds(arguments, "max_downtime", 0)
 
     def _show_cutover(self, record: dict[str, Any]) -> None:
         if record["phase"] == "aborted":
             self._state.update(cutover=record, phase="in_sync")
         else:
             self._state.update(cutover=record)
-
-    def _show_roots(self) -> None:
-        try:
-            roots, _root = self._replicator.roots()
-        except ConnectionLost:
-            # The pass is complete; the roots follow with the next one.
-            return
-        disks = self._state.get("disks")
-        for disk, root in zip(disks, roots):
-            disk["root_hash"] = root
-        self._state.update(disks=disks)
 
     def _stalled(self, reason: Exception | None) -> None:
         before = self._state.get("stalled")
@@ -321,7 +289,7 @@ class Replication:
             record = reason.record() if isinstance(reason, AgentError) else None
             self._state.update(stalled={"since": since, "reason": str(reason), "error": record}, connections=0)
             return
-        session = self._replicator.session
+        session = self._copy.replicator.session
         if session is not None:
             self._state.update(
                 stalled=None,
@@ -329,22 +297,9 @@ class Replication:
                 features={
                     "hash": session.features.hash,
                     "compression": session.features.compression,
-                    "change_detector": self._replicator.change_detector,
+                    "change_detector": self._copy.replicator.change_detector,
                 },
             )
-
-    def _totals(self, result: dict[str, Any]) -> dict[str, int]:
-        return {name: value + result[name] for name, value in self._finished_totals.items()}
-
-    def _rate(self, work: PassWork) -> int:
-        now = time.monotonic()
-        self._rates.append((now, work.bytes_done))
-        while len(self._rates) > 2 and now - self._rates[0][0] > _RATE_SECONDS:
-            self._rates.popleft()
-        then, before = self._rates[0]
-        if now - then < 0.1:
-            return int(work.bytes_done / work.seconds) if work.seconds > 0.1 else 0
-        return max(0, int((work.bytes_done - before) / (now - then)))
 
 
 def _options(arguments: dict[str, Any]) -> CutoverOptions:
@@ -360,7 +315,18 @@ def _options(arguments: dict[str, Any]) -> CutoverOptions:
         freeze=freeze,
         freeze_timeout=_seconds(arguments, "freeze_timeout", 120),
         hold_timeout=_seconds(arguments, "hold_timeout", 300),
+        verify_age=None if arguments.get("verify_age") is None else _seconds(arguments, "verify_age", 0),
+        pre_freeze=_commands(arguments, "pre_freeze"),
+        post_thaw=_commands(arguments, "post_thaw"),
+        hook_timeout=_seconds(arguments, "hook_timeout", 60),
     )
+
+
+def _commands(arguments: dict[str, Any], name: str) -> tuple[str, ...]:
+    commands = arguments.get(name, [])
+    if not isinstance(commands, list) or not all(isinstance(command, str) and command for command in commands):
+        raise AgentError("ARGUMENT_INVALID", f"{name} is not a list of commands", f"Give {name} as a list of commands")
+    return tuple(commands)
 
 
 def _seconds(arguments: dict[str, Any], name: str, default: float) -> float:

@@ -1,10 +1,14 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The sender's data plane: read → hash → compare → compress → send → acknowledged.
+"""The sender's data plane: read → mask → hash → compare → compress → send → acknowledged.
 
-Memory (bytes): 48 per MiB of source disk (digest 32, change detector 16), one MiB per
-pooled buffer, at most 6 MiB per connection, and what the interpreter needs. `memory_bound` says how much.
+Of an extent that is known to have changed in some places only these are read: the target tells the leaves that it
+holds, their hash must be the digest that was confirmed, and the leaves of what changed are replaced.
+
+Memory (bytes): 48 per MiB of source disk (digest 32, change detector 16) and 64 for the dirty map where changes are
+tracked, one MiB per pooled buffer, at most 6 MiB per connection, and what the interpreter needs. `memory_bound` says
+how much.
 """
 
 from __future__ import annotations
@@ -26,10 +30,20 @@ from fleetlift_agent.bucket import TokenBucket
 from fleetlift_agent.compression import Economy, load_codec
 from fleetlift_agent.connection import Connection, ConnectionLost
 from fleetlift_agent.errors import AgentError
-from fleetlift_agent.extents import EXTENT, Range, coalesce, data_bytes, sub_block_count, zero_bytes
-from fleetlift_agent.hashing import DETECTOR, DIGEST, UNKNOWN, Hash, load_hash
+from fleetlift_agent.extents import (
+    EXTENT,
+    SUB_BLOCK,
+    Range,
+    coalesce,
+    data_bytes,
+    extent_length,
+    sub_block_count,
+    zero_bytes,
+)
+from fleetlift_agent.hashing import DETECTOR, DIGEST, LEAF, UNKNOWN, Hash, load_hash
 from fleetlift_agent.manifest import MemoryManifest, disk_root
-from fleetlift_agent.passes import PassWork
+from fleetlift_agent.mask import Mask
+from fleetlift_agent.passes import PassWork, Ranges
 from fleetlift_agent.reader import BufferPool, DirectReader
 from fleetlift_agent.receiver import HANDSHAKE_SECONDS, tune
 from fleetlift_agent.tls import TlsIdentity
@@ -40,6 +54,15 @@ log = logging.getLogger(__name__)
 _READERS = 2
 # Extents sent and not yet acknowledged; each costs a few hundred bytes here, its content nothing.
 _WINDOW = 512
+# What lies between two changes is read with them when it is shorter than this: one request costs more than these bytes.
+_GAP = 64 << 10
+# More lost extents than this are not remembered one by one: their disk is gone through.
+_REMEMBERED_LOSSES = 4096
+# How long a reader waits for an extent that comes back, in seconds.
+_PATIENCE = 0.1
+_ZEROS = bytes(EXTENT)
+# Two bits for each 4 KiB.
+_DIRTY = EXTENT // 4096 * 2 // 8
 # Errors that a new connection cannot cure.
 _FATAL = {
     "PROTOCOL_VERSION_MISMATCH",
@@ -87,6 +110,9 @@ class SenderDisk:
         self.manifest.set(extent, digest)
         self._set_fingerprint(extent, fingerprint or bytes(DETECTOR))
 
+    def length(self, extent: int) -> int:
+        return extent_length(self.size, extent)
+
     def learn(self, extent: int, digest: bytes) -> None:
         """The target says that it holds `digest`; the source's content is not known to match."""
         self.manifest.set(extent, digest)
@@ -102,9 +128,14 @@ class SenderDisk:
 
 
 def memory_bound(disk_bytes: int, connections: int) -> int:
-    """The most resident bytes a sender uses, 48 MiB for the (memory-locked) interpreter included."""
+    """The most resident bytes a sender uses, 48 MiB for the (memory-locked) interpreter included.
+
+    Besides: the ring of the trace (`tracing.DEFAULT_BUFFER_KIB` per processor) belongs to the kernel, and the map of
+    free blocks is as large as the disk is fragmented (16 bytes per free range, at most 96 MiB a disk).
+    """
     extents = disk_bytes // EXTENT + 1
-    return (48 << 20) + extents * (DIGEST + DETECTOR) + (pool_size(connections) << 20) + connections * (6 << 20)
+    each = DIGEST + DETECTOR + _DIRTY
+    return (48 << 20) + extents * each + (pool_size(connections) << 20) + connections * (6 << 20)
 
 
 def pool_size(connections: int) -> int:
@@ -114,19 +145,42 @@ def pool_size(connections: int) -> int:
 
 @dataclass(frozen=True)
 class _Read:
-    """An extent that was read and differs from what the target is known to hold. Owns its buffer."""
+    """An extent that was read and differs from what the target is known to hold. Owns its buffer.
+
+    Of a part (see _Part) the buffer holds the sub-blocks that changed; `whole` is false.
+    """
 
     key: ExtentKey
     buffer: mmap.mmap
     view: memoryview
-    hashes: bytes
+    leaves: bytes
     digest: bytes
     fingerprint: bytes
+    whole: bool = True
+
+    @property
+    def read(self) -> int:
+        """Bytes that were read and may turn out to be on the target."""
+        return len(self.view) if self.whole else 0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The changed sub-blocks of an extent whose other sub-blocks the target holds already. Owns its buffer.
+
+    leaves: by sub-block number. held: the digest that the target's extent has.
+    """
+
+    key: ExtentKey
+    buffer: mmap.mmap
+    view: memoryview
+    leaves: dict[int, bytes]
+    held: bytes
 
 
 @dataclass(frozen=True)
 class _Ask:
-    item: _Read
+    item: _Read | _Part
 
 
 @dataclass(frozen=True)
@@ -146,6 +200,41 @@ class Route:
     peer_timeout: float
 
 
+class ExtentSet:
+    """Extents one by one as long as they are few, and then whole disks."""
+
+    def __init__(self) -> None:
+        self.keys: dict[ExtentKey, None] = {}
+        self.disks: set[int] = set()
+
+    def add(self, disk: int, extent: int) -> None:
+        if disk in self.disks:
+            return
+        if len(self.keys) >= _REMEMBERED_LOSSES:
+            self.disks.add(disk)
+            self.keys = {key: None for key in self.keys if key.disk != disk}
+        else:
+            self.keys[ExtentKey(disk, extent)] = None
+
+    def update(self, other: ExtentSet, disks: Callable[[int], bool] = lambda _disk: True) -> None:
+        """Take over the other's extents of these disks."""
+        self.disks.update(disk for disk in other.disks if disks(disk))
+        for key in other.keys:
+            if disks(key.disk):
+                self.add(key.disk, key.extent)
+
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.disks)
+
+
+class Losses:
+    """What the target does not vouch for: extents it was known to hold, and others without a digest."""
+
+    def __init__(self) -> None:
+        self.lost = ExtentSet()
+        self.unknown = ExtentSet()
+
+
 class Session:
     """N connections to the receiver with their reading threads; made once, failed once."""
 
@@ -158,9 +247,9 @@ class Session:
         self._replies: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
         self._request_number = 0
         self._threads: list[threading.Thread] = []
-        self.on_sub_hashes: Callable[[wire.Hashes], None] | None = None
+        self.on_leaves: Callable[[wire.Leaves], None] | None = None
         self.on_ack: Callable[[list[ExtentKey]], None] | None = None
-        self._digests: queue.SimpleQueue[wire.Hashes] = queue.SimpleQueue()
+        self._digests: queue.SimpleQueue[wire.Digests] = queue.SimpleQueue()
         self.connections: list[Connection] = []
         hello = {
             "session": secrets.token_hex(16),
@@ -232,24 +321,28 @@ class Session:
         for connection in self.connections:
             connection.release()
 
-    def pull_digests(self) -> list[ExtentKey]:
-        """Learn what the target holds. Returns the extents it was known to hold and holds no more."""
-        lost = []
+    def pull_digests(self) -> Losses:
+        """Learn what the target holds."""
+        losses = Losses()
         for number, disk in enumerate(self._disks):
             for first in range(0, disk.manifest.count, wire.MAX_DIGESTS):
                 count = min(wire.MAX_DIGESTS, disk.manifest.count - first)
                 self.connections[0].send(wire.DIGESTS_REQUEST, wire.DigestsRequest(number, first, count).pack())
                 answer = self._await(self._digests)
-                if answer.key != ExtentKey(number, first) or len(answer.hashes) != count * DIGEST:
+                if answer.key != ExtentKey(number, first) or len(answer.digests) != count * DIGEST:
                     raise wire.malformed("digests that were not asked for")
+                if answer.digests == disk.manifest.slice(first, count) and UNKNOWN not in answer.digests:
+                    continue
                 for at in range(count):
-                    digest = answer.hashes[at * DIGEST : (at + 1) * DIGEST]
+                    digest = answer.digests[at * DIGEST : (at + 1) * DIGEST]
                     known = disk.manifest.get(first + at)
                     if digest != known:
                         disk.learn(first + at, digest)
-                        if known != UNKNOWN:
-                            lost.append(ExtentKey(number, first + at))
-        return lost
+                    if digest != known and known != UNKNOWN:
+                        losses.lost.add(number, first + at)
+                    elif digest == UNKNOWN:
+                        losses.unknown.add(number, first + at)
+        return losses
 
     def request(self, cancelled: Callable[[], bool], operation: str, **arguments: Any) -> dict[str, Any]:
         """Ask the receiver for something that takes time."""
@@ -287,10 +380,10 @@ class Session:
     def _dispatch(self, kind: int, payload: memoryview) -> None:
         if kind == wire.ACK and self.on_ack is not None:
             self.on_ack(wire.parse_acks(payload))
-        elif kind == wire.SUB_HASHES and self.on_sub_hashes is not None:
-            self.on_sub_hashes(wire.parse_hashes(payload))
+        elif kind == wire.LEAVES and self.on_leaves is not None:
+            self.on_leaves(wire.parse_leaves(payload))
         elif kind == wire.DIGESTS:
-            self._digests.put(wire.parse_hashes(payload))
+            self._digests.put(wire.parse_digests(payload))
         elif kind == wire.REPLY:
             reply = wire.parse_json(payload)
             with self._lock:
@@ -320,8 +413,12 @@ class Pipeline:
         work: PassWork,
         pool: BufferPool,
         detector: hashing.ChangeDetector,
+        mask: Mask,
+        explained: Callable[[ExtentKey], bool] | None,
         cancelled: Callable[[], bool],
     ) -> None:
+        self._mask = mask
+        self._explained = explained
         self._session = session
         self._disks = disks
         self._work = work
@@ -329,7 +426,7 @@ class Pipeline:
         self._detector = detector
         self._cancelled = cancelled
         self._jobs: queue.SimpleQueue[_Ask | _Send | None] = queue.SimpleQueue()
-        self._asked: dict[ExtentKey, _Read] = {}
+        self._asked: dict[ExtentKey, _Read | _Part] = {}
         self._in_flight: dict[ExtentKey, tuple[bytes, bytes]] = {}
         self._window = threading.BoundedSemaphore(_WINDOW)
         self._stopping = threading.Event()
@@ -341,7 +438,7 @@ class Pipeline:
         """
         session = self._session
         session.on_ack = self._acknowledged
-        session.on_sub_hashes = self._compared
+        session.on_leaves = self._compared
         wire_before = session.bytes_out
         threads = [threading.Thread(target=self._read, name="read", daemon=True) for _round in range(_READERS)]
         writers = [
@@ -383,40 +480,86 @@ class Pipeline:
                 buffer = self._pool.acquire(self._ended)
                 if buffer is None:
                     return
-                key = self._work.take()
-                if key is None:
+                taken = self._work.take()
+                if taken is None:
                     self._pool.release(buffer)
-                    return
-                self._examine(key, buffer)
+                    # What is open may come back.
+                    if self._work.wait(_PATIENCE):
+                        return
+                    continue
+                try:
+                    self._examine(*taken, buffer)
+                except AgentError:
+                    self._pool.release(buffer)
+                    raise
         except AgentError as error:
             self._session.fail(error)
 
-    def _examine(self, key: ExtentKey, buffer: mmap.mmap) -> None:
-        """Read and hash one extent; what the target has already ends here."""
+    def _examine(self, key: ExtentKey, ranges: Ranges, buffer: mmap.mmap) -> None:
+        """Read and hash what is wanted of one extent; what the target has already ends here."""
         disk = self._disks[key.disk]
-        try:
-            view = disk.reader.read(key.extent, buffer)
-        except AgentError:
-            self._pool.release(buffer)
-            raise
-        self._work.count(bytes_read=len(view))
+        known = disk.manifest.get(key.extent)
+        if known == UNKNOWN or ranges == ((0, disk.length(key.extent)),):
+            self._examine_whole(key, buffer, known)
+            return
+        ranges = self._mask.worthwhile(key, ranges)
+        if ranges:
+            self._jobs.put(_Ask(self._read_part(key, ranges, buffer, known)))
+        else:
+            self._settle(key, buffer, 0)
+
+    def _read_part(self, key: ExtentKey, ranges: Ranges, buffer: mmap.mmap, held: bytes) -> _Part:
+        disk = self._disks[key.disk]
+        length = disk.length(key.extent)
+        view = memoryview(buffer)[:length]
+        for start, end in _together(ranges, length):
+            disk.reader.read_part(key.extent, buffer, start, end)
+            self._work.count(bytes_read=end - start)
+        leaves = {
+            number: self._session.hash.leaf(view[number * SUB_BLOCK : (number + 1) * SUB_BLOCK])
+            for offset, size in ranges
+            for number in range(offset // SUB_BLOCK, sub_block_count(offset + size))
+        }
+        return _Part(key, buffer, view, leaves, held)
+
+    def _examine_whole(self, key: ExtentKey, buffer: mmap.mmap, known: bytes) -> None:
+        disk = self._disks[key.disk]
+        view = self._masked(disk, key, buffer)
         fingerprint = self._detector.fingerprint(view)
         # The final pass never trusts the change detector.
         if self._work.kind != "final" and disk.unchanged(key.extent, fingerprint):
             self._settle(key, buffer, len(view))
             return
-        hashes = self._session.hash.sub_hashes(view)
-        digest = self._session.hash.digest(hashes)
-        known = disk.manifest.get(key.extent)
+        leaves = self._session.hash.leaves(view)
+        digest = self._session.hash.digest(leaves)
         if digest == known:
             disk.confirm(key.extent, digest, fingerprint)
             self._settle(key, buffer, len(view))
             return
-        item = _Read(key, buffer, view, hashes, digest, fingerprint)
+        if known != UNKNOWN and self._explained is not None and self._explained(key):
+            # It changed since, which another pass knows of.
+            self._settle(key, buffer, len(view))
+            return
+        item = _Read(key, buffer, view, leaves, digest, fingerprint)
         if known == UNKNOWN and self._session.blank[key.disk]:
             self._jobs.put(_Send(item, self._ranges(item, b"")))
         else:
             self._jobs.put(_Ask(item))
+
+    def _masked(self, disk: SenderDisk, key: ExtentKey, buffer: mmap.mmap) -> memoryview:
+        """The extent with zeros for what nobody uses, which is not even read when it is all."""
+        length = disk.length(key.extent)
+        free = self._mask.free(key)
+        if free == [(0, length)]:
+            view = memoryview(buffer)[:length]
+            view[:] = memoryview(_ZEROS)[:length]
+            self._work.count(bytes_free=length)
+            return view
+        view = disk.reader.read(key.extent, buffer)
+        self._work.count(bytes_read=length, bytes_free=sum(end - start for start, end in free))
+        for start, end in free:
+            view[start:end] = memoryview(_ZEROS)[: end - start]
+        return view
 
     def _settle(self, key: ExtentKey, buffer: mmap.mmap, length: int) -> None:
         self._pool.release(buffer)
@@ -424,26 +567,45 @@ class Pipeline:
         self._work.finish(key)
 
     def _ranges(self, item: _Read, held: bytes) -> tuple[Range, ...]:
-        """What to send to turn the sub-blocks with hashes `held` into ours; everything when `held` is empty."""
-        zero = self._session.hash.zero_sub_block
+        """What to send to turn the sub-blocks with the leaves `held` into ours; everything when `held` is empty."""
+        zero = self._session.hash.zero_leaf
+        own = item.leaves
+        if not held and own == zero * (len(own) // LEAF):
+            return (Range(0, len(own) // LEAF, True),)
         parts = []
-        for number in range(sub_block_count(len(item.view))):
-            own = item.hashes[number * DIGEST : (number + 1) * DIGEST]
-            if own != held[number * DIGEST : (number + 1) * DIGEST]:
-                parts.append((number, own == zero))
+        for at in range(0, len(own), LEAF):
+            leaf = own[at : at + LEAF]
+            if leaf != held[at : at + LEAF]:
+                parts.append((at // LEAF, leaf == zero))
         return tuple(coalesce(parts))
 
-    def _compared(self, answer: wire.Hashes) -> None:
-        """The target told its sub-block hashes of an extent that was asked for."""
+    def _compared(self, answer: wire.Leaves) -> None:
+        """The target told its leaves of an extent that was asked for."""
         item = self._asked.pop(answer.key, None)
-        if item is None or len(answer.hashes) != len(item.hashes):
-            raise wire.malformed("sub-block hashes that were not asked for")
-        ranges = self._ranges(item, answer.hashes)
+        if item is None or len(answer.leaves) != sub_block_count(len(item.view)) * LEAF:
+            raise wire.malformed("leaves that were not asked for")
+        if isinstance(item, _Part):
+            if self._session.hash.digest(answer.leaves) != item.held:
+                # The target holds something else than what it vouched for: a part would not do.
+                self._disks[item.key.disk].learn(item.key.extent, UNKNOWN)
+                self._pool.release(item.buffer)
+                self._work.whole(item.key)
+                return
+            item = self._completed(item, answer.leaves)
+        ranges = self._ranges(item, answer.leaves)
         if ranges:
             self._jobs.put(_Send(item, ranges))
         else:
             self._disks[item.key.disk].confirm(item.key.extent, item.digest, item.fingerprint)
-            self._settle(item.key, item.buffer, len(item.view))
+            self._settle(item.key, item.buffer, item.read)
+
+    def _completed(self, part: _Part, held: bytes) -> _Read:
+        """The part as an extent: its own leaves where it changed, the target's elsewhere."""
+        leaves = bytearray(held)
+        for number, leaf in part.leaves.items():
+            leaves[number * LEAF : (number + 1) * LEAF] = leaf
+        merged = bytes(leaves)
+        return _Read(part.key, part.buffer, part.view, merged, self._session.hash.digest(merged), b"", whole=False)
 
     def _acknowledged(self, keys: list[ExtentKey]) -> None:
         for key in keys:
@@ -463,7 +625,7 @@ class Pipeline:
                     return
                 if isinstance(job, _Ask):
                     self._asked[job.item.key] = job.item
-                    connection.send(wire.SUB_HASHES_REQUEST, job.item.key.pack())
+                    connection.send(wire.LEAVES_REQUEST, job.item.key.pack())
                 else:
                     self._send(connection, economy, job)
         except ConnectionLost as error:
@@ -480,7 +642,7 @@ class Pipeline:
                 [item.view[slice(*part.span(length))] for part in job.ranges if not part.zero],
             )
             carried = [
-                item.hashes[number * DIGEST : (number + 1) * DIGEST]
+                item.leaves[number * LEAF : (number + 1) * LEAF]
                 for part in job.ranges
                 if not part.zero
                 for number in range(part.first, part.first + part.count)
@@ -503,7 +665,7 @@ class Pipeline:
                 bytes_sent=len(raw),
                 bytes_changed=len(raw) + zeros,
                 bytes_zero=zeros,
-                bytes_skipped=length - len(raw) - zeros,
+                bytes_skipped=max(0, item.read - len(raw) - zeros),
             )
         finally:
             self._pool.release(item.buffer)
@@ -511,7 +673,7 @@ class Pipeline:
     def _reclaim(self) -> None:
         """Return the buffers of extents that were on their way when the session ended."""
         self._session.on_ack = None
-        self._session.on_sub_hashes = None
+        self._session.on_leaves = None
         while True:
             try:
                 job = self._jobs.get_nowait()
@@ -522,6 +684,20 @@ class Pipeline:
         for item in list(self._asked.values()):
             self._pool.release(item.buffer)
         self._asked.clear()
+
+
+def _together(ranges: Ranges, length: int) -> list[tuple[int, int]]:
+    """The (start, end) pieces to read for the ranges of an extent of `length` bytes: neighbours in one piece."""
+    pieces: list[tuple[int, int]] = []
+    for offset, size in ranges:
+        # Hashes are of whole sub-blocks.
+        start = offset // SUB_BLOCK * SUB_BLOCK
+        end = min(length, sub_block_count(offset + size) * SUB_BLOCK)
+        if pieces and start - pieces[-1][1] <= _GAP:
+            pieces[-1] = (pieces[-1][0], max(end, pieces[-1][1]))
+        else:
+            pieces.append((start, end))
+    return pieces
 
 
 class Replicator:
@@ -535,15 +711,20 @@ class Replicator:
         route: Route,
         bucket: TokenBucket,
         stalled: Callable[[Exception | None], None],
+        mask: Mask,
+        scanning: Callable[[int], bool],
     ) -> None:
+        self._mask = mask
+        # Whether a disk is gone through as a whole anyhow.
+        self._scanning = scanning
         self._migration = migration
         self.disks = disks
         self._route = route
         self._bucket = bucket
         self._stalled = stalled
         self._session: Session | None = None
-        # Extents that the target lost while no pass was running: the next pass reads them in any case.
-        self._owed: dict[ExtentKey, None] = {}
+        # What the target lost, for the next pass.
+        self._owed = ExtentSet()
         self._detector = hashing.best_detector()
         self._pool = BufferPool(pool_size(route.connections))
         self.change_detector = self._detector.name
@@ -556,18 +737,32 @@ class Replicator:
     def session(self) -> Session | None:
         return self._session
 
-    def run_pass(self, work: PassWork, cancelled: Callable[[], bool]) -> None:
-        """Until every extent of `work` is durable on the target. Raises AgentError (fatal) or Cancelled."""
+    @property
+    def owes(self) -> bool:
+        """Whether the target lacks something that it was known to hold."""
+        return bool(self._owed)
+
+    def run_pass(
+        self,
+        work: PassWork,
+        cancelled: Callable[[], bool],
+        explained: Callable[[ExtentKey], bool] | None = None,
+    ) -> None:
+        """Until every extent of `work` is durable on the target. Raises AgentError (fatal) or Cancelled.
+
+        explained: for a pass that only looks whether the target is right: whether it is known that an extent differs.
+        """
 
         def attempt(session: Session) -> None:
-            Pipeline(session, self.disks, work, self._pool, self._detector, cancelled).run()
+            Pipeline(session, self.disks, work, self._pool, self._detector, self._mask, explained, cancelled).run()
+            session.blank = [False] * len(self.disks)
 
         self._hand_over(work)
         self._persist(attempt, cancelled, work)
 
     def _hand_over(self, work: PassWork) -> None:
-        work.redo(self._owed)
-        self._owed = {}
+        work.redo(self._owed.keys, self._owed.disks)
+        self._owed = ExtentSet()
 
     def request(self, cancelled: Callable[[], bool], operation: str, **arguments: Any) -> dict[str, Any]:
         """Ask the receiver, again if need be. Raises AgentError (fatal) or Cancelled."""
@@ -579,11 +774,14 @@ class Replicator:
         """Make sure that a session exists and the target's digests are known."""
         self._persist(lambda session: None, cancelled)
 
-    def refresh(self, cancelled: Callable[[], bool]) -> list[ExtentKey]:
-        """Ask for the target's digests again; returns where they differ from what was known."""
-        differing: list[ExtentKey] = []
-        self._persist(lambda session: differing.extend(session.pull_digests()), cancelled)
-        return differing
+    def refresh(self, cancelled: Callable[[], bool]) -> None:
+        """Ask for the target's digests again: what it does not hold any more is owed."""
+        self._persist(lambda session: self._owe(session.pull_digests()), cancelled)
+
+    def _owe(self, losses: Losses) -> None:
+        self._owed.update(losses.lost)
+        # Where all of a disk is read, what the target does not know yet comes in its turn.
+        self._owed.update(losses.unknown, lambda disk: not self._scanning(disk))
 
     def disconnect(self) -> None:
         if self._session is not None:
@@ -631,16 +829,16 @@ class Replicator:
     def _open(self, work: PassWork | None) -> Session:
         session = Session(self._route, self._migration, self.disks, self._bucket)
         try:
-            lost = session.pull_digests()
+            losses = session.pull_digests()
         except BaseException:
             session.close()
             raise
         # A sender that has confirmed anything before knows better than a sample.
         if not all(disk.manifest.blank for disk in self.disks):
             session.blank = [False] * len(self.disks)
-        if lost:
+        if losses.lost:
             session.blank = [False] * len(self.disks)
-        self._owed.update(dict.fromkeys(lost))
+        self._owe(losses)
         if work is not None:
             self._hand_over(work)
         self._session = session

@@ -45,7 +45,7 @@ class ServiceManager(Protocol):
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
     """``status`` is None when the command was ended after its time."""
 
     status: int | None
@@ -64,7 +64,7 @@ class _Manager:
     def _running(self, name: str) -> bool:
         raise NotImplementedError
 
-    def _change(self, action: str, name: str, timeout: float) -> _Outcome:
+    def _change(self, action: str, name: str, timeout: float) -> Outcome:
         """Run the manager's own ``stop`` or ``start``."""
         raise NotImplementedError
 
@@ -119,7 +119,7 @@ class _Manager:
         outcome = self._change(action, name, timeout)
         while outcome.status == 0 and self._running(name) is not running:
             if time.monotonic() >= deadline:
-                outcome = _Outcome(None, outcome.output)
+                outcome = Outcome(None, outcome.output)
                 break
             time.sleep(_POLL)
         if outcome.status == 0:
@@ -160,11 +160,11 @@ class SystemdServices(_Manager):
     def _running(self, name: str) -> bool:
         return self._property(name, "ActiveState") in ("active", "reloading", "activating", "deactivating")
 
-    def _change(self, action: str, name: str, timeout: float) -> _Outcome:
-        return _run([self._systemctl, "--no-ask-password", action, "--", _unit(name)], timeout)
+    def _change(self, action: str, name: str, timeout: float) -> Outcome:
+        return run_command([self._systemctl, "--no-ask-password", action, "--", _unit(name)], timeout)
 
     def _property(self, name: str, key: str) -> str:
-        outcome = _run([self._systemctl, "show", f"--property={key}", "--", _unit(name)], self._QUESTION_TIMEOUT)
+        outcome = run_command([self._systemctl, "show", f"--property={key}", "--", _unit(name)], self._QUESTION_TIMEOUT)
         if outcome.status != 0:
             raise _state_unknown(name, outcome)
         for line in outcome.output.splitlines():
@@ -191,8 +191,8 @@ class SysVServices(_Manager):
             raise _state_unknown(name, outcome)
         return outcome.status == 0
 
-    def _change(self, action: str, name: str, timeout: float) -> _Outcome:
-        return _run([str(self._scripts / name), action], timeout)
+    def _change(self, action: str, name: str, timeout: float) -> Outcome:
+        return run_command([str(self._scripts / name), action], timeout)
 
 
 class OpenRCServices(_Manager):
@@ -202,7 +202,7 @@ class OpenRCServices(_Manager):
         self._rc_service = rc_service
 
     def _known(self, name: str) -> bool:
-        return _run([self._rc_service, "--exists", name], self._QUESTION_TIMEOUT).status == 0
+        return run_command([self._rc_service, "--exists", name], self._QUESTION_TIMEOUT).status == 0
 
     def _running(self, name: str) -> bool:
         # rc-service(8) passes on the status of the script: 0 started, 3 stopped, 4 stopping, 8 starting, 16 inactive,
@@ -214,8 +214,8 @@ class OpenRCServices(_Manager):
             return False
         raise _state_unknown(name, outcome)
 
-    def _change(self, action: str, name: str, timeout: float) -> _Outcome:
-        return _run([self._rc_service, name, action], timeout)
+    def _change(self, action: str, name: str, timeout: float) -> Outcome:
+        return run_command([self._rc_service, name, action], timeout)
 
 
 class NullServiceManager:
@@ -261,7 +261,7 @@ def _unit(name: str) -> str:
     return name if name.endswith(suffixes) else f"{name}.service"
 
 
-def _state_unknown(name: str, outcome: _Outcome) -> AgentError:
+def _state_unknown(name: str, outcome: Outcome) -> AgentError:
     return AgentError(
         "SERVICE_STATE_UNKNOWN",
         f"the service manager does not tell whether {name} runs",
@@ -271,7 +271,7 @@ def _state_unknown(name: str, outcome: _Outcome) -> AgentError:
     )
 
 
-def _run(command: Sequence[str], timeout: float) -> _Outcome:
+def run_command(command: Sequence[str], timeout: float) -> Outcome:
     """Run *command* for at most ``timeout`` seconds, in a session of its own so that a daemon outlives the agent.
 
     The output goes to a file in memory, not through a pipe: a daemon that a script starts keeps its end open for ever.
@@ -288,7 +288,7 @@ def _run(command: Sequence[str], timeout: float) -> _Outcome:
                 start_new_session=True,
             )
         except OSError as error:
-            return _Outcome(127, f"{command[0]}: {error.strerror}")
+            return Outcome(127, f"{command[0]}: {error.strerror}")
         try:
             status: int | None = process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -297,7 +297,7 @@ def _run(command: Sequence[str], timeout: float) -> _Outcome:
             process.wait()
             status = None
         output.seek(0)
-        return _Outcome(status, output.read()[-_EVIDENCE_BYTES:].decode("utf-8", "replace").strip())
+        return Outcome(status, output.read()[-_EVIDENCE_BYTES:].decode("utf-8", "replace").strip())
 
 
 def _memory_file() -> IO[bytes]:

@@ -61,13 +61,23 @@ class State:
                 "rate": 0,
                 "eta_seconds": None,
             },
-            "totals": {"bytes_read": 0, "bytes_sent": 0, "bytes_wire": 0, "bytes_skipped": 0, "bytes_zero": 0},
+            "totals": {
+                "bytes_read": 0,
+                "bytes_sent": 0,
+                "bytes_wire": 0,
+                "bytes_skipped": 0,
+                "bytes_zero": 0,
+                "bytes_free": 0,
+            },
             "passes": [],
             "features": None,
             "connections": 0,
             "bandwidth_limit": None,
             "cutover": None,
             "sealed": None,
+            "read_back": None,
+            "sync": None,
+            "used_blocks": [],
         }
 
     def update(self, **changes: Any) -> None:

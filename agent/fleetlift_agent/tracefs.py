@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from fleetlift_agent.trace_format import EventLayout, PageLayout
 EVENT = "events/block/block_rq_complete"
 MOUNTINFO = Path("/proc/self/mountinfo")
 MNT_DETACH = 2
+_RELEASE_SECONDS = 5.0
 MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 
 
@@ -27,53 +29,59 @@ class TracingUnavailableError(Exception):
 
 @dataclass(frozen=True)
 class TraceRoot:
-    """The tracing directory. `mounted` is the mount that this agent made for it, in its own directory, or None."""
+    """The tracing directory. `descriptor` holds a mount of this agent's own that nobody else can see, or is None."""
 
     path: Path
-    mounted: Path | None
+    descriptor: int | None
 
     def close(self) -> None:
-        """Undo our own mount."""
-        if self.mounted is not None:
-            _unmount(self.mounted)
-            try:
-                self.mounted.rmdir()
-            except OSError as error:
-                # Another mount of an agent that was killed may lie below.
-                if error.errno != errno.EBUSY:
-                    raise
+        """Undo our own mount, which also ends with the process."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
 
 def find_tracefs(directory: Path, *, mountinfo: Path = MOUNTINFO) -> TraceRoot:
-    """The tracing directory of this kernel; mounted below `directory` when it is nowhere to be seen.
+    """The tracing directory of this kernel; mounted for this process alone when it is nowhere to be seen.
 
-    Raises TracingUnavailableError.
+    `directory` is the agent's own. Raises TracingUnavailableError.
     """
-    own = directory / "tracefs"
     reasons: list[str] = []
     for path in _mounted(mountinfo):
-        mounted = own if own == path or own in path.parents else None
         reason = _unusable(path)
         if reason is None:
-            return TraceRoot(path, mounted)
+            return TraceRoot(path, None)
         reasons.append(reason)
-        if mounted is not None:
-            _unmount(own)
+    own = directory / "tracefs"
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Before 4.1 there was no tracefs: debugfs held the directory.
-    for kind, path in (("tracefs", own), ("debugfs", own / "tracing")):
-        try:
-            _mount(kind, own)
-        except OSError as error:
-            reasons.append(f"{kind} cannot be mounted: {error.strerror}")
-            continue
-        reason = _unusable(path)
-        if reason is None:
-            return TraceRoot(path, own)
-        reasons.append(reason)
-        _unmount(own)
-    own.rmdir()
+    try:
+        # Before 4.1 there was no tracefs: debugfs held the directory.
+        for kind, path in (("tracefs", own), ("debugfs", own / "tracing")):
+            try:
+                root = _private(kind, own, path)
+            except OSError as error:
+                reasons.append(f"{kind} cannot be mounted: {error.strerror}")
+                continue
+            reason = _unusable(root.path)
+            if reason is None:
+                return root
+            reasons.append(reason)
+            root.close()
+    finally:
+        own.rmdir()
     raise TracingUnavailableError("; ".join(dict.fromkeys(reasons)))
+
+
+def _private(kind: str, mountpoint: Path, path: Path) -> TraceRoot:
+    """Mount, keep hold of the directory `path` in it, and take the mount out of sight at once.
+
+    Whoever removes the agent's directory later, however this process ended, must not find the kernel's files in it.
+    """
+    _mount(kind, mountpoint)
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        _unmount(mountpoint)
+    return TraceRoot(Path(f"/proc/self/fd/{descriptor}"), descriptor)
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,16 @@ class Instance:
         if self.exists:
             self._write("tracing_on", "0")
             self._write(f"{EVENT}/enable", "0")
-            self.path.rmdir()
+            deadline = time.monotonic() + _RELEASE_SECONDS
+            while True:
+                try:
+                    self.path.rmdir()
+                    return
+                except OSError as error:
+                    # An agent that was just killed may not have let go of its files yet.
+                    if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                        raise
+                time.sleep(0.05)
 
     def complaint(self, devices: Sequence[tuple[int, int]]) -> str | None:
         """Why it does not trace these disks at this moment; None when it does."""

@@ -22,15 +22,15 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from fleetlift_agent.devices import device_size
-from fleetlift_agent.dirty import DirtyExtents, DirtyMap, Ranges
-from fleetlift_agent.extents import extent_count, extent_length
+from fleetlift_agent.dirty import DirtyExtents, DirtyMap
 from fleetlift_agent.memory import c_library
+from fleetlift_agent.passes import DirtySource, WholeDisks
 from fleetlift_agent.state import read_boot_id, write_json
 from fleetlift_agent.trace_format import SECTOR, Decoder, Page, TraceFormatError
 from fleetlift_agent.tracefs import Instance, TraceRoot, TracingUnavailableError, find_tracefs, kernel_number
@@ -95,21 +95,13 @@ class TrackerState:
         return asdict(self)
 
 
-class ExtentSource(Protocol):
-    """The extents that a pass reads, and what of each of them."""
-
-    def extents(self) -> Iterator[ExtentKey]: ...
-
-    def ranges(self, key: ExtentKey) -> Ranges: ...
-
-
 class Tracker(Protocol):
     """What a sender needs of change tracking."""
 
     def drain(self) -> None:
         """Have every write that completed before this call in the map."""
 
-    def changes(self) -> ExtentSource:
+    def changes(self) -> DirtySource:
         """What to read in a pass that begins now."""
 
     def settle(self) -> None:
@@ -121,6 +113,15 @@ class Tracker(Protocol):
     def rescan(self, disk: int) -> None:
         """Read this disk in full again."""
 
+    def mark(self, disk: int, start: int, end: int) -> None:
+        """These bytes of the disk are to be sent in the next pass."""
+
+    def scanning(self, disk: int) -> bool:
+        """Whether a pass that runs, or the next one, reads all of this disk."""
+
+    def changed(self, key: ExtentKey) -> bool:
+        """Whether this extent waits for a pass."""
+
     def dirty_bytes(self) -> int:
         """Bytes that a pass beginning now would read."""
 
@@ -128,19 +129,6 @@ class Tracker(Protocol):
 
     def close(self, *, remove: bool) -> None:
         """Stop; with `remove` leave no trace in the kernel, without it the ring goes on for the next agent."""
-
-
-class _EverythingChanged:
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self._sizes = sizes
-
-    def extents(self) -> Iterator[ExtentKey]:
-        return (
-            ExtentKey(disk, extent) for disk, size in enumerate(self._sizes) for extent in range(extent_count(size))
-        )
-
-    def ranges(self, key: ExtentKey) -> Ranges:
-        return ((0, extent_length(self._sizes[key.disk], key.extent)),)
 
 
 class NullTracker:
@@ -153,8 +141,8 @@ class NullTracker:
     def drain(self) -> None:
         """There is nothing to wait for."""
 
-    def changes(self) -> ExtentSource:
-        return _EverythingChanged([disk.size for disk in self._disks])
+    def changes(self) -> DirtySource:
+        return WholeDisks([disk.size for disk in self._disks])
 
     def settle(self) -> None:
         """Nothing is remembered."""
@@ -164,6 +152,15 @@ class NullTracker:
 
     def rescan(self, disk: int) -> None:
         """Every pass is one."""
+
+    def mark(self, disk: int, start: int, end: int) -> None:
+        """Every pass reads everything."""
+
+    def scanning(self, disk: int) -> bool:
+        return True
+
+    def changed(self, key: ExtentKey) -> bool:
+        return True
 
     def dirty_bytes(self) -> int:
         return sum(disk.size for disk in self._disks)
@@ -364,7 +361,7 @@ class ChangeTracker:
         finally:
             self._reading.release()
 
-    def changes(self) -> ExtentSource:
+    def changes(self) -> DirtySource:
         return DirtyExtents(self.dirty)
 
     def settle(self) -> None:
@@ -375,6 +372,16 @@ class ChangeTracker:
 
     def rescan(self, disk: int) -> None:
         self.dirty.rescan(disk)
+
+    def mark(self, disk: int, start: int, end: int) -> None:
+        if not self.dirty.mark(disk, start, end - start):
+            self._rescan(disk, OUT_OF_RANGE, f"the bytes {start} to {end} did not fit the dirty map")
+
+    def scanning(self, disk: int) -> bool:
+        return self.dirty.scanning(disk)
+
+    def changed(self, key: ExtentKey) -> bool:
+        return self.dirty.changed(key.disk, key.extent)
 
     def dirty_bytes(self) -> int:
         return sum(self.dirty.dirty_bytes(disk) for disk in range(len(self._disks)))

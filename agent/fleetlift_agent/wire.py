@@ -17,7 +17,7 @@ from typing import Any
 
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.extents import EXTENT, SUB_BLOCKS, Range
-from fleetlift_agent.hashing import DIGEST
+from fleetlift_agent.hashing import DIGEST, LEAF
 
 MAGIC = b"FLEETLFT"
 PROTOCOL = 1
@@ -29,7 +29,7 @@ HEADER_SIZE = _HEADER.size
 HELLO, WELCOME, ERROR, REQUEST, REPLY = 1, 2, 3, 4, 5
 PING, PONG = 6, 7
 DIGESTS_REQUEST, DIGESTS = 16, 17
-SUB_HASHES_REQUEST, SUB_HASHES = 18, 19
+LEAVES_REQUEST, LEAVES = 18, 19
 WRITE, ACK = 20, 21
 
 JSON_LIMIT = 64 << 10
@@ -38,7 +38,7 @@ MAX_ACKS = 8192
 _EXTENT_KEY = struct.Struct(">HHI")
 _DIGESTS_REQUEST = struct.Struct(">HHII")
 _WRITE = struct.Struct(f">HHIBBHI{DIGEST}s{DIGEST}s")
-_RANGE = struct.Struct(">BBBB")
+_RANGE = struct.Struct(">HHBB")
 
 # The most payload bytes a frame of each type may announce.
 PAYLOAD_LIMITS = {
@@ -51,8 +51,8 @@ PAYLOAD_LIMITS = {
     PONG: 0,
     DIGESTS_REQUEST: _DIGESTS_REQUEST.size,
     DIGESTS: _EXTENT_KEY.size + MAX_DIGESTS * DIGEST,
-    SUB_HASHES_REQUEST: _EXTENT_KEY.size,
-    SUB_HASHES: _EXTENT_KEY.size + SUB_BLOCKS * DIGEST,
+    LEAVES_REQUEST: _EXTENT_KEY.size,
+    LEAVES: _EXTENT_KEY.size + SUB_BLOCKS * LEAF,
     WRITE: _WRITE.size + SUB_BLOCKS * _RANGE.size + EXTENT,
     ACK: MAX_ACKS * _EXTENT_KEY.size,
 }
@@ -172,29 +172,48 @@ def parse_digests_request(data: bytes | memoryview) -> DigestsRequest:
 
 
 @dataclass(frozen=True)
-class Hashes:
-    """Digests of consecutive extents, or the sub-block hashes of one extent."""
+class Digests:
+    """Digests of consecutive extents, from `key` on, concatenated."""
 
     key: ExtentKey
-    hashes: bytes
+    digests: bytes
 
     def pack(self) -> bytes:
-        return self.key.pack() + self.hashes
+        return self.key.pack() + self.digests
 
 
-def parse_hashes(data: bytes | memoryview) -> Hashes:
+def parse_digests(data: bytes | memoryview) -> Digests:
+    return Digests(*_key_and_hashes(data, DIGEST))
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """The leaves of one extent, concatenated."""
+
+    key: ExtentKey
+    leaves: bytes
+
+    def pack(self) -> bytes:
+        return self.key.pack() + self.leaves
+
+
+def parse_leaves(data: bytes | memoryview) -> Leaves:
+    return Leaves(*_key_and_hashes(data, LEAF))
+
+
+def _key_and_hashes(data: bytes | memoryview, size: int) -> tuple[ExtentKey, bytes]:
     key = parse_extent_key(data[: _EXTENT_KEY.size])
     hashes = bytes(data[_EXTENT_KEY.size :])
-    if not hashes or len(hashes) % DIGEST:
+    if not hashes or len(hashes) % size:
         raise malformed("a list of hashes has the wrong length")
-    return Hashes(key, hashes)
+    return key, hashes
 
 
 @dataclass(frozen=True)
 class Write:
     """New content for some sub-blocks of one extent.
 
-    digest is the extent's digest afterwards, content_hash is H(concatenated hashes of the
+    digest is the extent's digest afterwards, content_hash is H(concatenated leaves of the
     data sub-blocks), raw_length their bytes before compression.
     """
 

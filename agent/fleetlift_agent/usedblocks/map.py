@@ -97,6 +97,21 @@ class UsedMap:
         return self.size - self.free
 
     @property
+    def runs(self) -> FreeRuns:
+        """The bytes that are called free."""
+        return self._free
+
+    @property
+    def swap(self) -> FreeRuns:
+        """Those of them that are the inside of swap space: written all the time, and read by nobody later."""
+        runs = FreeRuns()
+        for volume in self.volumes:
+            if volume.content == "swap":
+                for start, end in self._free.within(volume.start, volume.start + volume.size):
+                    runs.add(start, end)
+        return runs
+
+    @property
     def summary(self) -> list[dict[str, Any]]:
         """The volumes as records, in the order of the disk."""
         return [{**asdict(volume), "used": volume.used} for volume in self.volumes]

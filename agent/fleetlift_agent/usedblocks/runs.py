@@ -55,6 +55,18 @@ class FreeRuns:
         """Bytes in all ranges."""
         return sum(self._ends) - sum(self._starts)
 
+    def pack(self) -> bytes:
+        """The runs as bytes for `unpack` on the same host."""
+        return self._starts.tobytes() + self._ends.tobytes()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> FreeRuns:
+        runs = cls()
+        half = len(data) // 2
+        runs._starts.frombytes(data[:half])
+        runs._ends.frombytes(data[half:])
+        return runs
+
     def within(self, start: int, end: int) -> list[tuple[int, int]]:
         """The parts of the ranges that lie between *start* and *end*."""
         found = []
@@ -65,6 +77,14 @@ class FreeRuns:
                 found.append((first, last))
             index += 1
         return found
+
+    def common(self, other: FreeRuns) -> FreeRuns:
+        """The parts of these ranges that are in the *other*'s too."""
+        runs = FreeRuns(self._limit)
+        for start, end in self:
+            for first, last in other.within(start, end):
+                runs.add(first, last)
+        return runs
 
     def without(self, other: FreeRuns) -> Iterator[tuple[int, int]]:
         """The parts of these ranges that are in none of the *other*'s."""

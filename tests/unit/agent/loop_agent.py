@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from fleetlift_agent import daemon, devices, hashing
+from fleetlift_agent import daemon, devices, hashing, tracing
 from fleetlift_agent.cli import main
 from fleetlift_agent.errors import AgentError
 
@@ -41,6 +42,10 @@ class BlindDetector:
 if __name__ == "__main__":
     if "FLEETLIFT_TEST_BLIND" in os.environ:
         hashing.best_detector = BlindDetector
+    if "FLEETLIFT_TEST_DEAF" in os.environ:
+        # A kernel that reports reads, and no write.
+        note = tracing.ChangeTracker._note
+        tracing.ChangeTracker._note = lambda self, page: note(self, replace(page, changes=[]))  # type: ignore[method-assign]
     start = daemon.start
     daemon.start = lambda directory: start(directory, daemon.Openers(target=find_target))  # type: ignore[misc,assignment]
     sys.exit(main())

@@ -21,6 +21,8 @@ from typing import Any, Callable
 
 from fleetlift_agent import control
 from fleetlift_agent.errors import AgentError
+from fleetlift_agent.tracefs import Instance, TracingUnavailableError, find_tracefs
+from fleetlift_agent.tracing import TrackedDisk, instance_name
 
 AGENT = Path(__file__).resolve().parents[3] / "agent"
 MIB = 1 << 20
@@ -186,7 +188,7 @@ class Agent:
 class Pair:
     """A sender and a receiver with one disk each."""
 
-    def __init__(self, root: Path, disks: list[tuple[Loop, Loop]], port: int) -> None:
+    def __init__(self, root: Path, disks: list[tuple[Loop, Loop]], port: int, *, tracking: bool) -> None:
         self.disks = disks
         for role in ("sender", "receiver"):
             (root / role / "tls").mkdir(parents=True)
@@ -211,6 +213,7 @@ class Pair:
                 "bandwidth_limit": None,
                 "max_passes": 5,
                 "max_downtime": 30,
+                "change_tracking": tracking,
             },
             targets,
         )
@@ -260,17 +263,28 @@ def free_port() -> int:
         return port
 
 
+def remove_trace(pair: Pair) -> None:
+    """What a killed sender left in the kernel for the next one."""
+    disks = [TrackedDisk.open("", source.device, source.size) for source, _target in pair.disks]
+    try:
+        root = find_tracefs(pair.sender.directory.parent)
+    except TracingUnavailableError:
+        return
+    Instance(root.path, instance_name("web1", disks)).remove()
+    root.close()
+
+
 MakePair = Callable[..., Pair]
 
 
 @contextmanager
 def pair_factory() -> Iterator[MakePair]:
-    """Builds pairs in a tmpfs directory: make_pair(source_size, target_size=None, disks=1)."""
+    """Builds pairs in a tmpfs directory: make_pair(source_size, target_size=None, disks=1, tracking=False)."""
     root = Path(tempfile.mkdtemp(prefix="fleetlift-test-", dir="/dev/shm"))
     pairs: list[Pair] = []
     loops: list[Loop] = []
 
-    def make(size: int, target_size: int | None = None, disks: int = 1) -> Pair:
+    def make(size: int, target_size: int | None = None, disks: int = 1, tracking: bool = False) -> Pair:
         base = root / str(len(pairs))
         base.mkdir()
         made = []
@@ -278,7 +292,7 @@ def pair_factory() -> Iterator[MakePair]:
             for name, length in (("source", size), ("target", target_size or size)):
                 loops.append(Loop(base / f"{name}{number}.img", length))
             made.append((loops[-2], loops[-1]))
-        pairs.append(Pair(base, made, free_port()))
+        pairs.append(Pair(base, made, free_port(), tracking=tracking))
         return pairs[-1]
 
     try:
@@ -288,6 +302,7 @@ def pair_factory() -> Iterator[MakePair]:
             for agent in (pair.sender, pair.receiver):
                 if agent.alive():
                     agent.kill()
+            remove_trace(pair)
         for loop in loops:
             loop.detach()
         shutil.rmtree(root)

@@ -22,6 +22,7 @@ class RecordingDisk:
         self._events = events
         self._broken = broken
         self.manifest = self
+        self.read_back = self
 
     def sync(self) -> None:
         if self._broken:
@@ -31,17 +32,20 @@ class RecordingDisk:
     def set(self, extent: int, digest: bytes) -> None:
         self._events.append(("manifest", extent, digest))
 
+    def written(self, extent: int) -> None:
+        self._events.append(("to read back", extent))
+
 
 def test_sync_then_manifest_then_acknowledgement() -> None:
     events: list[Any] = []
     failures: list[AgentError] = []
     committer = Committer([RecordingDisk(events)], lambda keys: events.append(("ack", keys)), failures.append)  # type: ignore[list-item]
     committer.add(ExtentKey(0, 7), b"digest", 1)
-    wait_for(lambda: len(events) == 3, "an acknowledgement without any further write")
-    assert events == ["sync", ("manifest", 7, b"digest"), ("ack", [ExtentKey(0, 7)])]
+    wait_for(lambda: len(events) == 4, "an acknowledgement without any further write")
+    assert events == ["sync", ("manifest", 7, b"digest"), ("to read back", 7), ("ack", [ExtentKey(0, 7)])]
     committer.add(ExtentKey(0, 8), b"digest", 1)
     committer.close()
-    assert events[3:] == ["sync", ("manifest", 8, b"digest"), ("ack", [ExtentKey(0, 8)])]
+    assert events[4:] == ["sync", ("manifest", 8, b"digest"), ("to read back", 8), ("ack", [ExtentKey(0, 8)])]
     assert not failures
 
 

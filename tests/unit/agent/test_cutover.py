@@ -75,7 +75,7 @@ def test_frozen_source_is_copied_held_and_released(make_pair: MakePair) -> None:
 
         assert cutover["phase"] == "prepared", cutover
         assert cutover["frozen"] == [str(mountpoint)]
-        assert {"stop_services", "freeze", "final_pass", "verify"} <= set(cutover["timings"])
+        assert {"approach", "stop_services", "flush", "freeze", "drain", "send", "verify"} <= set(cutover["timings"])
         assert writer_blocks(mountpoint)
         pair.assert_identical()
         files = target_files(pair)

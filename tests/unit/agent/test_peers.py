@@ -252,7 +252,7 @@ def test_content_without_the_announced_hash_is_never_written(make_pair: MakePair
     pair.receiver.start()
     algorithm = load_hash("sha256")
     content = os.urandom(MIB)
-    hashes = algorithm.sub_hashes(memoryview(content))
+    hashes = algorithm.leaves(memoryview(content))
     right = {"digest": algorithm.digest(hashes), "content_hash": algorithm.digest(hashes)}
     disks = [{"id": "d0", "size": MIB, "target_serial": "disk-0"}]
     hello = {
@@ -269,7 +269,7 @@ def test_content_without_the_announced_hash_is_never_written(make_pair: MakePair
             connection.send_json(wire.HELLO, hello)
             connection.receive_json(wire.WELCOME)
             key = wire.ExtentKey(0, 0)
-            write = wire.Write(key=key, ranges=(Range(0, 64, False),), codec=0, raw_length=MIB, **{**right, **wrong})
+            write = wire.Write(key=key, ranges=(Range(0, 256, False),), codec=0, raw_length=MIB, **{**right, **wrong})
             connection.send(wire.WRITE, write.pack(), content)
             if code is None:
                 assert connection.receive()[0] == wire.ACK

@@ -50,8 +50,10 @@ def test_acknowledgement_round_trip(acks: list[wire.ExtentKey]) -> None:
 
 @given(keys, st.lists(digests, min_size=1, max_size=64))
 def test_hashes_round_trip(key: wire.ExtentKey, hashes: list[bytes]) -> None:
-    value = wire.Hashes(key, b"".join(hashes))
-    assert wire.parse_hashes(value.pack()) == value
+    value = wire.Digests(key, b"".join(hashes))
+    assert wire.parse_digests(value.pack()) == value
+    leaves = wire.Leaves(key, b"".join(hashes)[:-16])
+    assert wire.parse_leaves(leaves.pack()) == leaves
 
 
 @given(st.integers(0, 65535), st.integers(0, 2**32 - 1), st.integers(1, wire.MAX_DIGESTS))
@@ -81,7 +83,8 @@ PARSERS: list[Callable[[Any], Any]] = [
     wire.parse_extent_key,
     wire.parse_acks,
     wire.parse_digests_request,
-    wire.parse_hashes,
+    wire.parse_digests,
+    wire.parse_leaves,
     wire.parse_write,
 ]
 

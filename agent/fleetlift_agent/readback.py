@@ -1,0 +1,126 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which extents of a target disk were read back from the disk itself since they were written, and when.
+
+One byte and a time stamp of four bytes for each MiB of the disk. Lost with the receiver: then everything is read again.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+import time
+from array import array
+from collections.abc import Iterator
+from typing import Callable
+
+from fleetlift_agent.hashing import UNKNOWN, Hash
+from fleetlift_agent.manifest import Manifest
+
+# States of an extent: read back long ago, read back, durable and not read back yet, without a known content.
+_DUE, _FRESH, _WRITTEN, _OPEN = range(4)
+_ALL_DUE = bytes([_DUE if state == _FRESH else state for state in range(256)])
+
+Reading = Callable[[int, mmap.mmap], memoryview]
+
+
+class ReadBack:
+    """The state of one disk; `read` reads an extent past every cache. Thread-safe."""
+
+    def __init__(self, manifest: Manifest, read: Reading) -> None:
+        self._manifest = manifest
+        self._read = read
+        self._states = bytearray(_OPEN if manifest.get(n) == UNKNOWN else _WRITTEN for n in range(manifest.count))
+        self._stamps = array("I", bytes(4 * manifest.count))
+        self._lock = threading.Lock()
+        # Who reads an extent at this moment; a write sends them away empty-handed.
+        self._readers: dict[int, set[object]] = {}
+        self.damaged = 0
+
+    def attach(self, manifest: Manifest) -> None:
+        """The same manifest, opened again."""
+        with self._lock:
+            self._manifest = manifest
+
+    def opened(self, extent: int) -> None:
+        """The extent is about to be written: what is read of it from now on proves nothing."""
+        with self._lock:
+            self._states[extent] = _OPEN
+            self._readers.pop(extent, None)
+
+    def written(self, extent: int) -> None:
+        """What was written is durable and in the manifest."""
+        with self._lock:
+            self._states[extent] = _WRITTEN
+
+    def seen(self, extent: int) -> None:
+        """The manifest says what was just read from the disk."""
+        with self._lock:
+            self._confirm(extent)
+
+    def check(self, extent: int, buffer: mmap.mmap, algorithm: Hash) -> bool:
+        """Read the extent and compare it with the manifest, which forgets what the disk does not hold.
+
+        False when the disk does not hold it. Raises DISK_READ_FAILED.
+        """
+        token = object()
+        with self._lock:
+            self._readers.setdefault(extent, set()).add(token)
+        known = self._manifest.get(extent)
+        try:
+            found = algorithm.extent_digest(self._read(extent, buffer)) if known != UNKNOWN else UNKNOWN
+        except BaseException:
+            with self._lock:
+                self._leave(extent, token)
+            raise
+        with self._lock:
+            undisturbed = self._leave(extent, token)
+            if known == UNKNOWN or not undisturbed or self._states[extent] == _OPEN:
+                return True
+            if found == known:
+                self._confirm(extent)
+                return True
+            self._manifest.set(extent, UNKNOWN)
+            self._states[extent] = _OPEN
+            self.damaged += 1
+            return False
+
+    def next_due(self) -> int | None:
+        """An extent that waits to be read back, what was written since before what was read long ago."""
+        with self._lock:
+            for state in (_WRITTEN, _DUE):
+                found = self._states.find(state)
+                if found >= 0:
+                    return found
+        return None
+
+    def unproved(self, age: float | None) -> Iterator[int]:
+        """The extents that were not read back since they were written or, with `age`, within so many seconds."""
+        oldest = 0 if age is None else int(time.time() - age) + 1
+        for extent in range(self._manifest.count):
+            if self._states[extent] == _WRITTEN or (age is not None and self._stamps[extent] < oldest):
+                yield extent
+
+    def start_round(self) -> None:
+        """Have everything read again in the background."""
+        with self._lock:
+            self._states[:] = self._states.translate(_ALL_DUE)
+
+    @property
+    def pending(self) -> int:
+        """How many extents are durable and were not read back since."""
+        return self._states.count(_WRITTEN)
+
+    def _leave(self, extent: int, token: object) -> bool:
+        """Whether the reader could read in peace."""
+        readers = self._readers.get(extent, set())
+        undisturbed = token in readers
+        readers.discard(token)
+        if not readers:
+            self._readers.pop(extent, None)
+        return undisturbed
+
+    def _confirm(self, extent: int) -> None:
+        self._states[extent] = _FRESH
+        self._stamps[extent] = int(time.time())
