@@ -43,6 +43,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         from fleetlift_agent.daemon import start
 
         return start(directory)
+    if options.action == "clean":
+        from fleetlift_agent.daemon import clean
+
+        return clean(directory)
     from fleetlift_agent.control import ask
 
     return ask(directory, options.command, _arguments(), options.timeout)
@@ -72,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_parser("version", help="what this agent is and can do")
     start = actions.add_parser("start", help="start the daemon of a directory")
     start.add_argument("--dir", required=True)
+    clean = actions.add_parser("clean", help="remove what a daemon that was killed left in the kernel")
+    clean.add_argument("--dir", required=True)
     control = actions.add_parser("ctl", help="send a command to the daemon; arguments are JSON on standard input")
     control.add_argument("--dir", required=True)
     control.add_argument("--timeout", type=float, default=60.0)

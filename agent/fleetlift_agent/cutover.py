@@ -81,7 +81,9 @@ class Cutover:
         self._hooked = False
         self.roots: list[str] = []
         self.record: dict[str, Any] = {
-            "phase": "stopping_services",
+            "phase": "approaching",
+            # When the first service was told to stop, as seconds since the epoch on this host.
+            "quiesced_at": None,
             "services_stopped": [],
             "frozen": [],
             "timings": {},
@@ -137,6 +139,7 @@ class Cutover:
             # Opened beforehand: while frozen nothing new can be looked up or started.
             self._mounts = self._quiesce.mounts()
             self._freezer = self._quiesce.freezer(self._mounts, options.freeze_timeout)
+        self._show(phase="stopping_services", quiesced_at=time.time())
         with self._timed("stop_services"):
             self._stopped = list(manager.stop(options.services, options.service_timeout))
         self._show(services_stopped=self._stopped)

@@ -31,7 +31,7 @@ from fleetlift_agent.replication import Replication
 from fleetlift_agent.sender import Route, SenderDisk
 from fleetlift_agent.state import State
 from fleetlift_agent.tls import load_identity
-from fleetlift_agent.tracing import NullTracker, TrackedDisk, Tracker, open_tracker
+from fleetlift_agent.tracing import NullTracker, TrackedDisk, Tracker, open_tracker, remove_trace
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,19 @@ def start(directory: Path, openers: Openers = Openers()) -> dict[str, Any]:
     if "error" in report:
         raise AgentError.from_record(report["error"])
     return dict(report)
+
+
+def clean(directory: Path) -> dict[str, Any]:
+    """Remove the trace of a sender that did not end by itself. Idempotent; nothing else outlives a daemon."""
+    config = load_config(directory)
+    if config.role != "sender":
+        return {"removed": False}
+    disks = [
+        TrackedDisk.open(disk.id, disk.device, disk.size)
+        for disk in config.disks
+        if disk.device is not None and disk.device.exists()
+    ]
+    return {"removed": remove_trace(directory, config.migration, disks)}
 
 
 def _detach_and_run(directory: Path, report: int, openers: Openers) -> None:

@@ -195,6 +195,22 @@ def probe(directory: Path) -> str | None:
     return None
 
 
+def remove_trace(directory: Path, migration: str, disks: Sequence[TrackedDisk]) -> bool:
+    """Remove what a tracker that was not closed left in the kernel; whether there was something."""
+    try:
+        root = find_tracefs(directory)
+    except (TracingUnavailableError, OSError):
+        # Where nothing can be traced nothing was left.
+        return False
+    try:
+        instance = Instance(root.path, instance_name(migration, disks))
+        existed = instance.exists
+        instance.remove()
+    finally:
+        root.close()
+    return existed
+
+
 def open_tracker(
     directory: Path,
     migration: str,

@@ -30,6 +30,9 @@ def configuration(arguments: dict[str, Any]) -> dict[str, Any]:
             **common,
             "peer": {"host": arguments["peer_host"], "port": arguments["port"]},
             "connections": arguments["connections"],
+            "change_tracking": arguments["change_tracking"],
+            "audit": arguments["audit"],
+            "skip_free": arguments["skip_free"],
             "disks": [
                 {
                     "id": disk["id"],
@@ -200,6 +203,11 @@ class ActionModule(AgentAction):
             if error.record["code"] != "AGENT_NOT_RUNNING":
                 raise
 
+    def clean(self, agent: RemoteAgent) -> None:
+        """What a sender that was killed left in the kernel. A directory that was never complete has left nothing."""
+        if agent.shell.run(f"test -s {agent.directory}/config.json && test -s {agent.directory}/agent.pyz").rc == 0:
+            agent.call(f"clean --dir {agent.directory}")
+
     def absent(self, agent: RemoteAgent) -> dict[str, Any]:
         result = {"directory": agent.directory}
         exists = agent.shell.run(f"test -e {agent.directory}").rc == 0
@@ -208,6 +216,8 @@ class ActionModule(AgentAction):
         running = agent.status_or_none()
         if running is not None:
             self.stop(agent, running)
+        else:
+            self.clean(agent)
         answer = agent.shell.run(f"rm -rf {agent.directory} && {{ rmdir /run/fleetlift 2>/dev/null || true; }}")
         if answer.rc != 0:
             raise RemoteError(

@@ -18,6 +18,25 @@ RELEASE = {"frozen_off": "power_off", "running": "thaw"}
 POWER_OFF_SECONDS = 60
 
 
+ORDERED = (
+    "services",
+    "service_timeout",
+    "freeze_timeout",
+    "hold_timeout",
+    "verify_age",
+    "pre_freeze",
+    "post_thaw",
+    "hook_timeout",
+)
+
+
+def quiesced(state: dict[str, Any], now: float) -> float:
+    """When the source's services were told to stop, by the controller's clock, given the agent's state at `now`."""
+    since = (state.get("cutover") or {}).get("quiesced_at")
+    # Only a difference of the source's own times: its clock may be wrong.
+    return now - max(0.0, state["updated"] - since) if since else now
+
+
 class ActionModule(AgentAction):
     MODULE = "cutover"
 
@@ -34,14 +53,14 @@ class ActionModule(AgentAction):
             )
         if self.check_mode:
             return {"changed": phase != "released"}
-        quiesced_at = time.time()
         if phase in (None, "aborted"):
-            orders = {key: arguments[key] for key in ("services", "service_timeout", "freeze_timeout", "hold_timeout")}
+            orders = {key: arguments[key] for key in ORDERED}
             # The agent ignores an order that it carries out already, so asking twice after a lost connection is safe.
             self.patiently(
                 lambda: agent.control("cutover", orders), arguments["connection_grace"], "ordering the cutover"
             )
         state = self.watch(agent, arguments)
+        quiesced_at = quiesced(state, time.time())
         final = self.release(agent, state, arguments)
         return {
             "changed": True,

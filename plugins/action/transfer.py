@@ -14,7 +14,18 @@ from ..plugin_utils.agent_action import AgentAction
 from ..plugin_utils.remote_agent import AgentRefusal, RemoteAgent, RemoteError
 
 RUNNING = ("initial_sync", "delta_sync", "in_sync", "cutover")
-REPORTED = ("phase", "totals", "passes", "features", "disks", "stalled", "bandwidth_limit")
+REPORTED = (
+    "phase",
+    "totals",
+    "passes",
+    "features",
+    "disks",
+    "stalled",
+    "bandwidth_limit",
+    "sync",
+    "used_blocks",
+    "read_back",
+)
 
 
 def report(state: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,12 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 PHASES = {
     "idle": "idle",
     "initial_sync": "initial sync",
-    "delta_sync": "delta sync",
+    "delta_sync": "backlog draining",
     "in_sync": "in sync",
     "stopped": "stopped",
     "failed": "failed",
     "cutover": "cutover",
+    "approaching": "last look before it",
     "stopping_services": "stopping services",
     "freezing": "freezing filesystems",
     "final_pass": "final pass",
@@ -51,6 +52,19 @@ def progress_bar(share: float, width: int = 20) -> str:
     return "█" * filled + "░" * (width - filled)
 
 
+def sync_line(state: dict[str, Any]) -> str:
+    """How far the target is behind a source whose changes are tracked; nothing where they are not."""
+    sync = state.get("sync") or {}
+    if sync.get("mode") != "tracking" or state.get("phase") not in ("delta_sync", "in_sync"):
+        return ""
+    text = f"  backlog {size(sync.get('backlog'))}"
+    if sync.get("lag") is not None:
+        text += f", lag {sync['lag']:.0f} s"
+    if not sync.get("converging", True):
+        text += f"; written at {size(sync.get('write_rate'))}/s, sent at {size(sync.get('send_rate'))}/s"
+    return text
+
+
 def progress_line(state: dict[str, Any]) -> str:
     """One line about a sender's state: phase, bar, bytes, rate and time left, or why it stands still."""
     phase = PHASES.get(str(state.get("phase")), str(state.get("phase")))
@@ -67,6 +81,7 @@ def progress_line(state: dict[str, Any]) -> str:
         text += f", {size(progress.get('bytes_sent'))} sent"
         if done < total:
             text += f", {size(progress.get('rate'))}/s, {duration(progress.get('eta_seconds'))} left"
+    text += sync_line(state)
     if state.get("stalled"):
         text += f"  STALLED: {state['stalled'].get('reason')}"
     return text.rstrip()

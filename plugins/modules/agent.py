@@ -70,6 +70,20 @@ options:
     description: Parallel TLS connections.
     type: int
     default: 4
+  change_tracking:
+    description:
+      - Whether the sender has the kernel tell which blocks change (tracefs, no module is loaded). Where that is not
+        possible every pass reads the disks in full, the last one included, and the agent's state says why.
+    type: bool
+    default: true
+  audit:
+    description: Whether the disks are read once more before tracked changes are trusted on this server.
+    type: bool
+    default: true
+  skip_free:
+    description: Whether blocks that no filesystem uses are left out. On the target they read as zeros.
+    type: bool
+    default: true
   pki_directory:
     description:
       - A directory on the controller for this pair's keys and certificates. Made with mode C(0700) when missing.

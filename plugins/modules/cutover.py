@@ -40,6 +40,28 @@ options:
         the cutover is void.
     type: int
     default: 120
+  verify_age:
+    description:
+      - What was not read back from the target's disks within so many seconds is read back before the first service
+        stops. V(0) reads back all of them. What was written since it was last read back always is.
+    type: int
+    default: 3600
+  pre_freeze:
+    description:
+      - Commands for C(/bin/sh) on the source, in this order, after the services were stopped and before the
+        filesystems are frozen. One that fails undoes the cutover.
+    type: list
+    elements: str
+    default: []
+  post_thaw:
+    description: Commands for C(/bin/sh) on the source after its filesystems were thawed, if O(pre_freeze) was reached.
+    type: list
+    elements: str
+    default: []
+  hook_timeout:
+    description: How long one of these commands may take, in seconds.
+    type: int
+    default: 60
   source_after:
     description:
       - With V(frozen_off) the source is powered off while still frozen, so that nothing is written to it after
@@ -94,9 +116,22 @@ cutover:
       elements: str
       sample: [/]
     timings:
-      description: Where the time went.
+      description:
+        - Where the time went. Downtime begins with C(stop_services); C(pre_freeze) are the hooks, C(flush) has most of
+          what the services left in memory written out and sent, and nothing is held yet. C(freeze), C(drain) (what
+          changed last, and what is in use), C(send) and C(verify) happen while frozen.
+        - C(approach) comes before all of them, while the services still run.
       type: dict
-      sample: {stop_services: 0.4, freeze: 0.1, final_pass: 2.1, verify: 1.3, frozen_total: 3.6}
+      sample:
+        approach: 1.2
+        stop_services: 0.4
+        pre_freeze: 0.0
+        flush: 0.3
+        freeze: 0.1
+        drain: 0.1
+        send: 0.2
+        verify: 0.2
+        frozen_total: 0.6
 passes:
   description: All passes of this migration, the final one included.
   returned: when not in check mode

@@ -93,6 +93,30 @@ transfer:
       type: list
       elements: dict
       sample: []
+    sync:
+      description:
+        - How the copy follows the source. C(mode) is C(tracking) or C(rehash), and C(reason) says why it is the latter.
+          C(backlog) in bytes, C(lag) in seconds, rates in bytes per second, C(final_pass) the seconds that the last
+          pass is expected to take.
+      type: dict
+      sample:
+        mode: tracking
+        reason: null
+        backlog: 81920
+        lag: 1.2
+        write_rate: 310000
+        send_rate: 42000000
+        final_pass: 0.3
+        converging: true
+    used_blocks:
+      description: For each disk the bytes in use and free, and what its volumes hold.
+      type: list
+      elements: dict
+      sample: []
+    read_back:
+      description: Bytes on the target that still have to be read back, and how many extents were found damaged.
+      type: dict
+      sample: {pending: 0, damaged: 0}
     features:
       description: What both ends agreed on.
       type: dict

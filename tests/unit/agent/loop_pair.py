@@ -19,10 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable
 
-from fleetlift_agent import control
+from fleetlift_agent import control, tracing
 from fleetlift_agent.errors import AgentError
-from fleetlift_agent.tracefs import Instance, TracingUnavailableError, find_tracefs
-from fleetlift_agent.tracing import TrackedDisk, instance_name
+from fleetlift_agent.tracing import TrackedDisk
 
 AGENT = Path(__file__).resolve().parents[3] / "agent"
 MIB = 1 << 20
@@ -266,12 +265,7 @@ def free_port() -> int:
 def remove_trace(pair: Pair) -> None:
     """What a killed sender left in the kernel for the next one."""
     disks = [TrackedDisk.open("", source.device, source.size) for source, _target in pair.disks]
-    try:
-        root = find_tracefs(pair.sender.directory.parent)
-    except TracingUnavailableError:
-        return
-    Instance(root.path, instance_name("web1", disks)).remove()
-    root.close()
+    tracing.remove_trace(pair.sender.directory.parent, "web1", disks)
 
 
 MakePair = Callable[..., Pair]

@@ -227,6 +227,16 @@ def test_nothing_is_left_in_the_kernel(make_pair: MakePair) -> None:
         assert not instance.exists()
 
 
+def test_what_a_killed_sender_left_in_the_kernel_can_be_removed(make_pair: MakePair) -> None:
+    pair = live_pair(make_pair)
+    pair.sender.kill()
+    with instance_of(pair) as instance:
+        assert instance.exists()
+        for removed in (True, False):
+            assert pair.sender.run("clean", "--dir", str(pair.sender.directory)) == (0, {"removed": removed})
+        assert not instance.exists()
+
+
 @contextmanager
 def mounted(pair: Pair, kind: str) -> Iterator[Path]:
     device = pair.disks[0][0].device

@@ -31,6 +31,10 @@ CUTOVER = {
     "service_timeout": 60,
     "freeze_timeout": 600,
     "hold_timeout": 120,
+    "verify_age": 3600,
+    "pre_freeze": [],
+    "post_thaw": [],
+    "hook_timeout": 60,
     "source_after": "frozen_off",
     "connection_grace": 600,
     "poll_interval": 0,
@@ -148,6 +152,13 @@ def test_check_mode_of_a_transfer_orders_nothing(phase: str, changed: bool) -> N
 
 def prepared(**changes: Any) -> dict[str, Any]:
     return {"phase": "cutover", "cutover": {"phase": "prepared", "verified": True, **changes}}
+
+
+def test_downtime_begins_with_the_first_service_by_the_clock_of_the_controller() -> None:
+    # The source's clock is an hour late; 12.5 seconds have passed on it since then.
+    state = {"updated": 1_789_996_412.5, "cutover": {"phase": "prepared", "quiesced_at": 1_789_996_400.0}}
+    assert cutover.quiesced(state, 1_790_000_012.5) == 1_790_000_000.0
+    assert cutover.quiesced({"updated": 5.0, "cutover": {"phase": "approaching", "quiesced_at": None}}, 7.0) == 7.0
 
 
 def test_a_cutover_powers_the_source_off_only_when_the_copy_is_verified() -> None:
