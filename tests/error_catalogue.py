@@ -33,6 +33,7 @@ MAKERS = {
 CHAPTERS = {
     "Preflight: the source": ("plugins/module_utils/source_facts.py", "plugins/modules/preflight.py"),
     "Preflight: source and target together": ("plugins/module_utils/plan.py", "plugins/modules/assess.py"),
+    "COS": ("plugins/module_utils/cloud/cos", "plugins/modules/cos_", "plugins/plugin_utils/cos"),
     "The cloud and the landing": ("plugins/module_utils/cloud/", "plugins/modules/target_"),
     "Reaching and running the agents": ("plugins/plugin_utils/", "plugins/action/"),
     "On the servers": ("agent/",),

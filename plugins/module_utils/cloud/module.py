@@ -12,8 +12,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
 
+from ..crc64 import CRC_IMPORT_ERROR, CRC_PACKAGE
 from ..findings import Refusal
 from .client import SDK_IMPORT_ERROR, SDK_PACKAGE, Access, CloudClient
+from .cos_client import COS_IMPORT_ERROR, COS_PACKAGE, CosClient, check_names
 from .instances import Instances
 
 
@@ -30,14 +32,37 @@ def cloud_argument_spec() -> dict[str, Any]:
     }
 
 
+def cos_argument_spec() -> dict[str, Any]:
+    """The options of the documentation fragment ``fleetlift.cvm.cos``."""
+    return {
+        **cloud_argument_spec(),
+        "cos_endpoint": {"type": "str"},
+        "bucket": {"type": "str", "required": True},
+    }
+
+
 def instances_for(module: AnsibleModule) -> tuple[Instances, CloudClient]:
     """The service and its client for *module*'s options; ends the module when the SDK is missing."""
-    if SDK_IMPORT_ERROR:
-        hint = f"{missing_required_lib(SDK_PACKAGE)} Install it with: python3 -m pip install {SDK_PACKAGE}"
-        module.fail_json(msg=f"SDK_MISSING: {hint}", exception=SDK_IMPORT_ERROR)
+    require(module, SDK_PACKAGE, SDK_IMPORT_ERROR)
     access = Access(**{name: module.params[name] for name in cloud_argument_spec()})
     client = CloudClient(access)
     return Instances(client, access.region), client
+
+
+def cos_client_for(module: AnsibleModule, connections: int = 1) -> CosClient:
+    """The COS client for *module*'s options, whose bucket and key are checked; ends the module without the SDK."""
+    require(module, COS_PACKAGE, COS_IMPORT_ERROR)
+    require(module, CRC_PACKAGE, CRC_IMPORT_ERROR)
+    check_names(module.params["bucket"], module.params.get("key"))
+    access = Access(**{name: module.params[name] for name in cloud_argument_spec()})
+    return CosClient(access, cos_endpoint=module.params["cos_endpoint"], connections=connections)
+
+
+def require(module: AnsibleModule, package: str, import_error: str | None) -> None:
+    """End *module* when *package* could not be imported."""
+    if import_error:
+        hint = f"{missing_required_lib(package)} Install it with: python3 -m pip install {package}"
+        module.fail_json(msg=f"SDK_MISSING: {hint}", exception=import_error)
 
 
 @contextmanager
