@@ -194,6 +194,7 @@ class Copy:
     def _audit(self, cancelled: Cancellation) -> None:
         """Read the disks once more; an extent that differs from the target must be known to have changed."""
         self._missed.clear()
+        self._state.update(phase="delta_sync")
         self.run_pass("audit", WholeDisks(self.replicator.sizes), cancelled, explained=self._explained)
         if self._missed:
             key = self._missed[0]

@@ -24,6 +24,8 @@ PHASES = {
     "verifying": "verifying the copy",
     "prepared": "verified, source held",
 }
+# These passes tell more than the phase that they are part of.
+KINDS = {"audit": "checking the copy", "rescan": "reading all again", "repair": "repairing the target"}
 
 
 def size(number: float | None) -> str:
@@ -71,6 +73,8 @@ def progress_line(state: dict[str, Any]) -> str:
     if state.get("phase") == "cutover" and state.get("cutover"):
         phase = PHASES.get(str(state["cutover"].get("phase")), str(state["cutover"].get("phase")))
     progress = state.get("progress") or {}
+    if state.get("phase") != "in_sync":
+        phase = KINDS.get(str(progress.get("kind")), phase)
     if state.get("phase") == "cutover" and progress.get("kind") not in ("final", "repair"):
         # What is left from the pass before the cutover says nothing about it.
         progress = {}
