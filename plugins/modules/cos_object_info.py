@@ -27,18 +27,21 @@ options:
     required: true
   url_life:
     description:
-      - Also return RV(url), which is valid for this many seconds from now on.
+      - Also make a presigned URL, which is valid for this many seconds from now on.
       - A URL from a temporary key ends with the key, whatever this says.
       - Outside mainland China an image import reads such a URL once. Make a new one for each import.
     type: int
+  url_file:
+    description:
+      - Write the URL into this file, of mode 0600, in place of returning it.
+    type: path
 attributes:
   action:
     description: Has a corresponding action plugin, which keeps RV(url) out of the output.
     support: full
 notes:
-  - RV(url) is a secret. With O(url_life) the whole result is therefore treated as with C(no_log) by the output and the
-    logs of Ansible, unless the task fails; it can still be registered and used. Give C(no_log=true) to tasks that
-    use it.
+  - RV(url) is a secret. A result with it is therefore treated as with C(no_log) by the output and the logs of Ansible;
+    it can still be registered and used. Give C(no_log=true) to the tasks that use it.
 seealso:
   - module: fleetlift.cvm.cos_object
 """
@@ -111,7 +114,7 @@ unfinished:
       type: int
 url:
   description: The presigned URL. A secret.
-  returned: when O(url_life) is set and the object exists
+  returned: when O(url_life) is set, O(url_file) is not, and the object exists
   type: str
 url_expires:
   description: When the URL ends, in seconds since 1970.
@@ -123,8 +126,10 @@ finding:
   type: dict
 """
 
+import os
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -167,8 +172,18 @@ def read(params: dict[str, Any], client: CosClient) -> dict[str, Any]:
     }
     del result["object"]["crc"]
     if life is not None:
-        result.update(url=client.presign(bucket, key, life), url_expires=int(time.time()) + life)
+        write_secret(params["url_file"], client.presign(bucket, key, life))
+        result["url_expires"] = int(time.time()) + life
     return result
+
+
+def write_secret(path: str, text: str) -> None:
+    """Replace the file at *path*; nobody but its owner can read it at any moment."""
+    new = Path(f"{path}.new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+        stream.write(text)
+    new.replace(path)
 
 
 def main() -> None:
@@ -177,7 +192,10 @@ def main() -> None:
             **cos_argument_spec(),
             "key": {"type": "str", "required": True, "no_log": False},
             "url_life": {"type": "int"},
+            # The URL holds the SecretId, and Ansible cuts a module's secrets out of what it returns.
+            "url_file": {"type": "path"},
         },
+        required_by={"url_life": "url_file"},
         supports_check_mode=True,
     )
     with reported(module):

@@ -274,6 +274,9 @@ class CosClient:
         except CosError as error:
             if error.is_missing:
                 return None
+            if error.code == CODE_OF_STATUS[403]:
+                # A HEAD is refused without words; a listing says whether it is the key, the clock or the policy.
+                self.uploads(subject.partition("/")[0], "")
             raise
 
     def _ask(self, operation: str, subject: str, ask: Callable[[], Any]) -> Any:

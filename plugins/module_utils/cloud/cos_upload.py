@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..crc64 import CHUNK, crc64, crc64_of_file, joined
-from ..findings import refuse
+from ..findings import Refusal, refuse
 from ..pace import Pace
 from ..upload_progress import UploadProgress
 from .cos_client import CosClient, ObjectHead, Part, Stored, UnfinishedUpload
@@ -220,7 +220,6 @@ class Uploader:
             crc, parts = self._upload_whole(image), 1
         else:
             crc, parts = self._upload_parts(image)
-        image.check_unchanged()
         self._check_stored(image, crc)
         # The object is complete: whatever else was begun for this key only costs money.
         abandon(self._client, self._bucket, unfinished(self._client, self._bucket, self._key))
@@ -235,7 +234,13 @@ class Uploader:
         def send(body: Any) -> Stored:
             return self._client.put(self._bucket, self._key, body, headers)
 
-        return self._sent_part(image, window, send)[1]
+        crc = self._sent_part(image, window, send)[1]
+        try:
+            image.check_unchanged()
+        except Refusal:
+            self._client.delete(self._bucket, self._key)
+            raise
+        return crc
 
     def _upload_parts(self, image: Image) -> tuple[int, int]:
         upload_id, part_size, arrived = self._continued(image)
@@ -258,6 +263,7 @@ class Uploader:
         crc = 0
         for window, (_etag, part_crc) in zip(windows, results):
             crc = joined(crc, part_crc, window.size)
+        image.check_unchanged()
         self._progress.enter("completing")
         self._complete(upload_id, [(window.number, etag) for window, (etag, _crc) in zip(windows, results)], crc)
         return crc, len(windows)
