@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: version, start, ctl. Every answer is one JSON object on standard output."""
+"""The command line: version, start, ctl, adapt. Every answer is one JSON object on standard output."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
             "python": platform.python_version(),
             "features": features.offered(),
         }
+    if options.action == "adapt":
+        from fleetlift_agent.adapt.process import run
+
+        return run(_arguments())
     directory = Path(options.dir).absolute()
     if options.action == "start":
         # Imported only now: `version` must answer on a host where the daemon could not run.
@@ -78,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--dir", required=True)
     clean = actions.add_parser("clean", help="remove what a daemon that was killed left in the kernel")
     clean.add_argument("--dir", required=True)
+    actions.add_parser("adapt", help="make a copy bootable on its target; the request is JSON on standard input")
     control = actions.add_parser("ctl", help="send a command to the daemon; arguments are JSON on standard input")
     control.add_argument("--dir", required=True)
     control.add_argument("--timeout", type=float, default=60.0)

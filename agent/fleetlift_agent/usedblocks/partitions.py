@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import struct
+import uuid
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .volume import Device, ReadInFull
 
@@ -19,11 +20,18 @@ _MAX_GPT_ENTRIES = 1024
 
 @dataclass(frozen=True, order=True)
 class Partition:
-    """Bytes of the disk from *start*; a container (an extended partition) only holds others."""
+    """Bytes of the disk from *start*; a container (an extended partition) only holds others.
+
+    ``number`` is the kernel's, ``kind`` the type as two hexadecimal digits (MBR) or a GUID, ``uuid`` the PARTUUID; both
+    in lower case.
+    """
 
     start: int
     size: int
     container: bool = False
+    number: int = field(default=0, compare=False)
+    kind: str = field(default="", compare=False)
+    uuid: str = field(default="", compare=False)
 
     @property
     def end(self) -> int:
@@ -42,11 +50,10 @@ def read_table(device: Device, size: int, sector: int) -> list[Partition]:
     # A boot loader's or a FAT filesystem's first sector ends the same, but has other bytes where a table has flags.
     if any(flag & 0x7F for flag, _kind, _start, _count in entries):
         return []
-    entries = [entry for entry in entries if entry[1] and entry[3]]
-    if any(kind == _PROTECTIVE for _flag, kind, _start, _count in entries):
+    if any(kind == _PROTECTIVE and count for _flag, kind, _start, count in entries):
         found = _gpt(device, size, sector)
     else:
-        found = _mbr(device, entries, sector)
+        found = _mbr(device, entries, sector, struct.unpack_from("<I", first, 440)[0])
     _check(found, size)
     return sorted(found)
 
@@ -56,17 +63,23 @@ def _entries(raw: bytes) -> list[tuple[int, int, int, int]]:
     return [struct.unpack_from("<B3xB3xII", raw, 446 + 16 * index) for index in range(4)]
 
 
-def _mbr(device: Device, entries: list[tuple[int, int, int, int]], sector: int) -> list[Partition]:
+def _mbr(device: Device, entries: list[tuple[int, int, int, int]], sector: int, signature: int) -> list[Partition]:
     found = []
-    for _flag, kind, start, count in entries:
+    for number, (_flag, kind, start, count) in enumerate(entries, 1):
+        if not kind or not count:
+            continue
         container = kind in _EXTENDED
-        found.append(Partition(start * sector, count * sector, container))
+        found.append(_entry(start * sector, count * sector, container, number, kind, signature))
         if container:
-            found += _logical(device, start, sector)
+            found += _logical(device, start, sector, signature)
     return found
 
 
-def _logical(device: Device, base: int, sector: int) -> list[Partition]:
+def _entry(start: int, size: int, container: bool, number: int, kind: int, signature: int) -> Partition:
+    return Partition(start, size, container, number, f"{kind:02x}", f"{signature:08x}-{number:02x}")
+
+
+def _logical(device: Device, base: int, sector: int, signature: int) -> list[Partition]:
     """The chain of boot records in the extended partition at sector *base*."""
     found: list[Partition] = []
     record = base
@@ -79,7 +92,8 @@ def _logical(device: Device, base: int, sector: int) -> list[Partition]:
             if kind in _EXTENDED and count:
                 following = base + start
             elif kind and count:
-                found.append(Partition((record + start) * sector, count * sector))
+                number = 5 + len(found)
+                found.append(_entry((record + start) * sector, count * sector, False, number, kind, signature))
         if following is None:
             return found
         if following <= record:
@@ -104,9 +118,10 @@ def _gpt(device: Device, size: int, sector: int) -> list[Partition]:
         raise ReadInFull("the checksum of the entries of its GUID partition table is wrong")
     found = []
     for index in range(count):
-        kind, first, last = struct.unpack_from("<16s16xQQ", table, index * width)
+        kind, own, first, last = struct.unpack_from("<16s16sQQ", table, index * width)
         if kind != bytes(16):
-            found.append(Partition(first * sector, (last - first + 1) * sector))
+            names = [str(uuid.UUID(bytes_le=raw)) for raw in (kind, own)]
+            found.append(Partition(first * sector, (last - first + 1) * sector, False, index + 1, *names))
     return found
 
 
