@@ -14,9 +14,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..plugin_utils import agent_bundle, pair_certificates
+from ..plugin_utils import agent_bundle, agent_deployment, pair_certificates
 from ..plugin_utils.agent_action import AgentAction
-from ..plugin_utils.remote_agent import AgentRefusal, RemoteAgent, RemoteError, RemoteShell
+from ..plugin_utils.remote_agent import AgentRefusal, RemoteAgent, RemoteError
 
 SCHEMA = 1
 TLS = {"certificate": "tls/cert.pem", "key": "tls/key.pem", "peer_certificate": "tls/peer.pem"}
@@ -80,26 +80,6 @@ def pair_files(directory: Path, migration: str, role: str, make: bool) -> dict[s
     }
 
 
-def prepare_directory(shell: RemoteShell, directory: str) -> None:
-    """Make the agent's directory, in RAM only. Raises RemoteError when /run is not a tmpfs."""
-    answer = shell.run(
-        f"umask 077 && mkdir -p {directory}/tls && chmod 700 {directory} {directory}/tls && stat -f -c %T {directory}"
-    )
-    if answer.rc != 0:
-        raise RemoteError(
-            "NOT_ROOT",
-            f"{directory} could not be made.",
-            "connect as root, or set ansible_become: true.",
-            evidence=answer.stderr.strip()[-300:],
-        )
-    if answer.stdout.split()[-1:] not in (["tmpfs"], ["ramfs"]):
-        raise RemoteError(
-            "RUN_NOT_IN_RAM",
-            f"/run is on {answer.stdout.strip()}, not in RAM.",
-            "mount a tmpfs on /run: the agent must not write to a disk that it copies or replaces.",
-        )
-
-
 class ActionModule(AgentAction):
     MODULE = "agent"
 
@@ -117,7 +97,9 @@ class ActionModule(AgentAction):
                 evidence=pair_certificates.CRYPTOGRAPHY_ERROR,
             )
         bundle = agent_bundle.build(agent_bundle.source_directory())
-        python = self.interpreter(agent, arguments)
+        python = agent_deployment.find_interpreter(
+            agent, arguments["python"], arguments["runtime"], check_mode=self.check_mode
+        )
         tls = pair_files(
             Path(arguments["pki_directory"]), arguments["migration"], arguments["role"], make=not self.check_mode
         )
@@ -146,44 +128,12 @@ class ActionModule(AgentAction):
             return result if running is None else {**result, "pid": running["pid"]}
         if outdated and running is not None:
             self.stop(agent, running)
-        prepare_directory(agent.shell, agent.directory)
+        agent_deployment.prepare_directory(agent.shell, agent.directory)
         for name in outdated:
             agent.shell.write(f"{agent.directory}/{name}", files[name])
-        self.check_digest(agent, bundle.sha256)
+        agent_deployment.check_digest(agent, bundle.sha256)
         started = RemoteAgent(agent.shell, arguments["migration"], python).call(f"start --dir {agent.directory}")
         return {**result, "pid": started["pid"]}
-
-    def interpreter(self, agent: RemoteAgent, arguments: dict[str, Any]) -> str:
-        """The interpreter for the agent: the named one, one that is there, or the one in ``runtime``."""
-        recorded = agent.recorded_python()
-        if recorded and not arguments["python"]:
-            return recorded
-        try:
-            return agent.shell.find_python(arguments["python"])
-        except RemoteError as error:
-            if not arguments["runtime"] or arguments["python"]:
-                raise
-            if self.check_mode:
-                return f"{agent.directory}/runtime/bin/python3"
-            archive = Path(arguments["runtime"])
-            if not archive.is_file():
-                raise RemoteError(
-                    "RUNTIME_UNUSABLE", f"{archive} is not a file.", "correct fleetlift_agent_runtime."
-                ) from error
-            prepare_directory(agent.shell, agent.directory)
-            return agent.shell.unpack_python(archive.read_bytes(), f"{agent.directory}/runtime")
-
-    def check_digest(self, agent: RemoteAgent, sha256: str) -> None:
-        """What runs must be what was sent: a full tmpfs can truncate it."""
-        path = f"{agent.directory}/agent.pyz"
-        arrived = agent.shell.sha256([path]).get(path)
-        if arrived != sha256:
-            raise RemoteError(
-                "AGENT_DIGEST_MISMATCH",
-                f"{path} is not what was sent.",
-                "check that /run has a few MiB free on the server, then run again.",
-                evidence=f"sent {sha256}, found {arrived}",
-            )
 
     def stop(self, agent: RemoteAgent, state: dict[str, Any]) -> None:
         """Stop a daemon that is to be replaced, unless a cutover is under way: its source may be frozen."""

@@ -32,7 +32,7 @@ from . import (
     nic_names,
     selinux,
 )
-from .copy import Copy, DiskRequest, locate, opened, table_change, write_table
+from .copy import Copy, DiskRequest, held, locate, opened, table_change, write_table
 from .finding import Finding
 from .record import Record, describe
 from .situation import Options, Situation, invalid, parse_options
@@ -90,6 +90,8 @@ def adapt(request: Request) -> dict[str, Any]:
         work = Path(tempfile.mkdtemp(prefix=".adapt-", dir=_BASE))
         stack.callback(_forget, work)
         located = locate(request.disks)
+        for _disk, path in located:
+            stack.enter_context(held(path))
         run = _Run(request, {disk.id: path for disk, path in located})
         if not request.undo:
             run.adapt_tables()

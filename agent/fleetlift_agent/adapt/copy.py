@@ -29,6 +29,7 @@ from .volumes import FILESYSTEMS, Content, CopyDisk, DiskVolume, identify, measu
 # include/uapi/linux/fs.h: read the partition table again.
 BLKRRPART = 0x125F
 _RE_READ_SECONDS = 10.0
+_LOCK_SECONDS = 30.0
 # Journals are not replayed by somebody who only looks.
 _LOOKING = {"ext4": "noload", "xfs": "norecovery,nouuid", "btrfs": "", "vfat": ""}
 # A copy and its original, or another copy, may be known to the same kernel.
@@ -73,6 +74,33 @@ def locate(disks: Sequence[DiskRequest]) -> list[tuple[DiskRequest, Path]]:
         target.close()
         found.append((disk, target.path))
     return found
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Nobody else who asks may use the disk meanwhile: another adaptation, or the device manager.
+
+    https://systemd.io/BLOCK_DEVICE_LOCKING. Raises AgentError ADAPT_BUSY.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise AgentError(
+                        "ADAPT_BUSY",
+                        f"something else holds {path}: perhaps an adaptation that an earlier run began",
+                        "Wait until it has ended and run again",
+                        subject=str(path),
+                    ) from error
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def table_change(path: Path, *, grow: bool) -> TableChange | None:

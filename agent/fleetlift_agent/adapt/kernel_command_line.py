@@ -45,7 +45,7 @@ _FOREIGN = re.compile(r"(?:console=(?:hvc|xvc)\d+\S*|earlyprintk=xen\S*|xencons=
 
 @dataclass(frozen=True)
 class Wanted:
-    """What each command line must have: consoles in their order (the last one is /dev/console), further words."""
+    """What each command line must have: consoles, which are added in this order (the last is /dev/console), words."""
 
     consoles: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
@@ -85,11 +85,8 @@ def adapt_words(line: str, names: Names, wanted: Wanted, findings: list[Finding]
     text = "".join(out)
     present = text.split()
     missing = [word for word in wanted.words if word not in present]
-    consoles = [f"console={each}" for each in wanted.consoles]
-    if consoles and [word for word in present if word in consoles] != consoles:
-        for word in consoles:
-            text = re.sub(rf"(?:^|\s+){re.escape(word)}(?=\s|$)", "", text)
-        missing += consoles
+    there = {word.partition(",")[0] for word in present}
+    missing += [f"console={each}" for each in wanted.consoles if f"console={each.partition(',')[0]}" not in there]
     if not missing:
         return text
     tail = text[len(text.rstrip()) :]
