@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ from .copy import Copy, DiskRequest, held, locate, opened, table_change, write_t
 from .finding import Finding
 from .record import Record, describe
 from .situation import Options, Situation, invalid, parse_options
+from .tree import Tree
+from .volumes import CopyDisk
 
 _BASE = Path("/run/fleetlift")
 
@@ -113,6 +115,46 @@ def _forget(work: Path) -> None:
         _BASE.rmdir()
 
 
+def stage(
+    tree: Tree, situation: Situation, disks: Sequence[CopyDisk], boot_sector: bytes, pending: Sequence[str]
+) -> tuple[list[initramfs.Need], list[Finding]]:
+    """Stage every change of a file; which images have to be made again, and what the operator should know.
+
+    *pending* are the kernels whose images an earlier run did not come to.
+    """
+    findings: list[Finding] = []
+
+    def wanted(concern: str) -> bool:
+        return concern not in situation.options.skip
+
+    for name, concern in (
+        ("fstab", fstab.adapt),
+        ("crypttab", crypttab.adapt),
+        ("mdadm", mdadm.adapt),
+        ("lvm", lvm.adapt),
+        ("nic_names", nic_names.adapt),
+        ("guest_tools", guest_tools.adapt),
+        ("cloud_init", cloud_init.adapt),
+    ):
+        if wanted(name):
+            findings += concern(tree, situation)
+    words: tuple[str, ...] = ()
+    if wanted("network"):
+        found, words = network.adapt(tree, situation, kernel_command_line.present_words(tree))
+        findings += found
+    if wanted("kernel_command_line"):
+        findings += kernel_command_line.adapt(tree, situation, words)
+    if wanted("boot_loader"):
+        findings += boot_loader.adapt(tree, situation, disks, boot_sector)
+    needs: list[initramfs.Need] = []
+    if wanted("initramfs"):
+        needs, found = initramfs.plan(tree, situation, pending)
+        findings += found
+    if wanted("selinux"):
+        findings += selinux.adapt(tree, situation, others_change=bool(tree.staged or needs))
+    return needs, findings
+
+
 class _Run:
     def __init__(self, request: Request, paths: Mapping[str, Path]) -> None:
         self._request = request
@@ -153,33 +195,10 @@ class _Run:
         firmware = options.firmware if options.firmware != "auto" else firmware_here()
         situation = Situation(copy.names, firmware, options)
         record = Record(tree)
-        for name, concern in (
-            ("fstab", fstab.adapt),
-            ("crypttab", crypttab.adapt),
-            ("mdadm", mdadm.adapt),
-            ("lvm", lvm.adapt),
-            ("nic_names", nic_names.adapt),
-            ("guest_tools", guest_tools.adapt),
-            ("cloud_init", cloud_init.adapt),
-        ):
-            if self._does(name):
-                self._findings += concern(tree, situation)
-        words: tuple[str, ...] = ()
-        if self._does("network"):
-            found, words = network.adapt(tree, situation, kernel_command_line.present_words(tree))
-            self._findings += found
-        if self._does("kernel_command_line"):
-            self._findings += kernel_command_line.adapt(tree, situation, words)
-        if self._does("boot_loader"):
-            with copy.disks[0].path.open("rb") as disk:
-                self._findings += boot_loader.adapt(tree, situation, copy.disks, disk.read(512))
-        needs: list[initramfs.Need] = []
-        if self._does("initramfs"):
-            needs, found = initramfs.plan(tree, situation, record.pending)
-            self._findings += found
-        if self._does("selinux"):
-            changes = bool(tree.staged or needs)
-            self._findings += selinux.adapt(tree, situation, others_change=changes)
+        with copy.disks[0].path.open("rb") as disk:
+            boot_sector = disk.read(512)
+        needs, findings = stage(tree, situation, copy.disks, boot_sector, record.pending)
+        self._findings += findings
         self._changes += [describe(each, tree.root) for each in tree.staged]
         for need in needs:
             self._did("initramfs", f"kernel {need.kernel.version}: its initramfs is made again, {need.reason}")
