@@ -37,19 +37,23 @@ class Committer:
         self._acknowledge = acknowledge
         self._failed = failed
         self._condition = threading.Condition()
-        self._pending: dict[ExtentKey, bytes] = {}
+        # With the digest, and whether it was just read from the disk.
+        self._pending: dict[ExtentKey, tuple[bytes, bool]] = {}
         self._bytes = 0
         self._closing = False
         self._broken = False
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._thread.start()
 
-    def add(self, key: ExtentKey, digest: bytes, size: int) -> None:
-        """Queue an extent that was just written; waits while two batches are outstanding."""
+    def add(self, key: ExtentKey, digest: bytes, size: int, *, seen: bool = False) -> None:
+        """Queue an extent that was just written; waits while two batches are outstanding.
+
+        seen: nothing had to be written, for the disk was just read and holds this.
+        """
         with self._condition:
             while self._bytes > 2 * BATCH_BYTES and not self._broken:
                 self._condition.wait()
-            self._pending[key] = digest
+            self._pending[key] = (digest, seen)
             self._bytes += size
             self._condition.notify_all()
 
@@ -73,7 +77,7 @@ class Committer:
                 self._condition.notify_all()
             self._failed(error)
 
-    def _next_batch(self) -> dict[ExtentKey, bytes]:
+    def _next_batch(self) -> dict[ExtentKey, tuple[bytes, bool]]:
         with self._condition:
             while not self._pending and not self._closing:
                 self._condition.wait()
@@ -88,13 +92,16 @@ class Committer:
             self._condition.notify_all()
             return batch
 
-    def _commit(self, batch: dict[ExtentKey, bytes]) -> None:
+    def _commit(self, batch: dict[ExtentKey, tuple[bytes, bool]]) -> None:
         for disk in {key.disk for key in batch}:
             self._disks[disk].sync()
-        for key, digest in batch.items():
+        for key, (digest, seen) in batch.items():
             replica = self._disks[key.disk]
             replica.manifest.set(key.extent, digest)
-            replica.read_back.written(key.extent)
+            if seen:
+                replica.read_back.seen(key.extent)
+            else:
+                replica.read_back.written(key.extent)
         keys = list(batch)
         for at in range(0, len(keys), wire.MAX_ACKS):
             self._acknowledge(keys[at : at + wire.MAX_ACKS])

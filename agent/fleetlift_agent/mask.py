@@ -50,7 +50,10 @@ class Mask(Protocol):
         """The ranges (start, end) of the extent that are sent as zeros."""
 
     def worthwhile(self, key: ExtentKey, ranges: Ranges) -> Ranges:
-        """The ranges without what nobody will ever read, although it changes: the inside of swap space."""
+        """The ranges without what nobody will ever read, although it changes: the inside of swap space.
+
+        Only what is left out already: should it ever hold something else, the next look gives it back.
+        """
 
     def summary(self) -> list[dict[str, Any]]:
         """For each disk what its volumes hold and use, as state.json shows it."""
@@ -119,17 +122,18 @@ class UsedBlocksMask:
         return True
 
     def begin(self, disk: int) -> None:
-        self._left_out[disk] = self._looked(disk, frozen=False)
+        free, self._swap[disk] = self._looked(disk, frozen=False)
+        self._left_out[disk] = free
         # Before anything is left out.
         self._keep(disk)
 
     def refresh(self, mark: Mark) -> None:
         for disk in range(len(self._sources)):
-            self._replace(disk, self._looked(disk, frozen=False), mark)
+            self._replace(disk, *self._looked(disk, frozen=False), mark)
 
     def conclude(self, mark: Mark, *, frozen: bool) -> None:
         for disk in range(len(self._sources)):
-            self._replace(disk, self._looked(disk, frozen=True) if frozen else FreeRuns(), mark)
+            self._replace(disk, *(self._looked(disk, frozen=True) if frozen else (FreeRuns(), FreeRuns())), mark)
 
     def free(self, key: ExtentKey) -> list[tuple[int, int]]:
         base = key.extent * EXTENT
@@ -149,10 +153,11 @@ class UsedBlocksMask:
     def summary(self) -> list[dict[str, Any]]:
         return self._summary
 
-    def _replace(self, disk: int, free: FreeRuns, mark: Mark) -> None:
+    def _replace(self, disk: int, free: FreeRuns, swap: FreeRuns, mark: Mark) -> None:
         before = self._left_out[disk]
         # Not just what `free` lacks: the common part may have forgotten runs for want of memory.
         after = self._left_out[disk] = before.common(free)
+        self._swap[disk] = swap.common(after)
         for start, end in before.without(after):
             mark(disk, start, end)
         # After the marks: an agent that dies in between sends too much, not too little.
@@ -167,11 +172,11 @@ class UsedBlocksMask:
     def _file(self, disk: int) -> Path:
         return self._directory / f"left-out.{disk}.bin"
 
-    def _looked(self, disk: int, *, frozen: bool) -> FreeRuns:
+    def _looked(self, disk: int, *, frozen: bool) -> tuple[FreeRuns, FreeRuns]:
+        """What is free on the disk, and what of that is the inside of swap space."""
         found = self._look(self._sources[disk], frozen)
         if frozen and not found.exact:
             # A hint is no answer to the last question.
             found = UsedMap(found.size, FreeRuns(), found.volumes)
-        self._swap[disk] = found.swap
         self._summary[disk] = {"free": found.free, "used": found.used, "volumes": found.summary}
-        return found.runs
+        return found.runs, found.swap

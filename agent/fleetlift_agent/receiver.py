@@ -235,7 +235,8 @@ class Worker:
         disk.write(extent, ranges, content)
         self._session.remember(write.key, leaves)
         self._receiver.wrote(data_bytes(ranges, length))
-        self._session.committer.add(write.key, write.digest, length)
+        whole = sum(part.count for part in write.ranges) == sub_block_count(length)
+        self._session.committer.add(write.key, write.digest, length, seen=whole and not ranges)
 
     def _check(self, disk: ReplicaDisk, write: Write, content: bytes) -> bytes:
         """The extent's leaves after the write.
