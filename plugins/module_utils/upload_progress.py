@@ -109,7 +109,7 @@ class ProgressFile:
         self._progress = progress
         self._interval = interval
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="progress", daemon=True)
+        self._thread = threading.Thread(target=self._keep, args=(self._path,), name="progress", daemon=True)
 
     def __enter__(self) -> ProgressFile:
         if self._path is not None:
@@ -123,10 +123,9 @@ class ProgressFile:
             self._thread.join()
             self._write(self._path)
 
-    def _keep(self) -> None:
-        assert self._path is not None
+    def _keep(self, path: Path) -> None:
         while not self._end.wait(self._interval):
-            self._write(self._path)
+            self._write(path)
 
     def _write(self, path: Path) -> None:
         new = path.with_name(f"{path.name}.new")

@@ -38,7 +38,9 @@ def grow_filesystem(copy: Copy) -> tuple[str, list[Finding]]:
                 f"Run {program} on the target when it has started",
             )
         ]
-    done = subprocess.run([here, *command], capture_output=True, text=True, timeout=1800, env=chroot.ENVIRONMENT)
+    done = subprocess.run(
+        [here, *command], capture_output=True, text=True, check=False, timeout=1800, env=chroot.ENVIRONMENT
+    )
     if done.returncode != 0:
         return "", [
             Finding(

@@ -37,7 +37,7 @@ def fits(tree: Tree, plan: NetworkPlan) -> bool:
         return tree.read(PATH) == render(plan)
     if len(profiles) != 1 or plan.mode != "dhcp":
         return False
-    (profile,) = profiles.values()
+    profile = next(iter(profiles.values()))
     bound = profile.get("connection", "interface-name", fallback="") or profile.get(
         "ethernet", "mac-address", fallback=profile.get("802-3-ethernet", "mac-address", fallback="")
     )
