@@ -99,6 +99,7 @@ class ActionModule(AgentAction):
                     "size": disk["size"] or 0,
                     "device": disk["device"] or "",
                     "aliases": disk["aliases"],
+                    "source_serial": disk["source_serial"] or "",
                 }
                 for disk in given
             ]

@@ -62,7 +62,8 @@ options:
         description: The source disk's size in bytes.
         type: int
       source_serial:
-        description: The source disk's serial number. Not used.
+        description:
+          - The source disk's serial number, to understand names such as C(/dev/disk/by-id/ata-MODEL_SERIAL-part1).
         type: str
       target_size:
         description: The target disk's size in bytes. Not used.

@@ -66,6 +66,7 @@ def parse_request(value: Mapping[str, Any]) -> Request:
             size=int(disk.get("size") or 0),
             device=str(disk.get("device") or ""),
             aliases=tuple(str(each) for each in disk.get("aliases") or ()),
+            source_serial=str(disk.get("source_serial") or "").strip(),
         )
         for number, disk in enumerate(disks)
     )

@@ -49,6 +49,7 @@ class DiskRequest:
     size: int = 0
     device: str = ""
     aliases: tuple[str, ...] = ()
+    source_serial: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def opened(located: Sequence[tuple[DiskRequest, Path]], work: Path, *, check: bo
         disks = []
         for request, path in located:
             try:
-                disks.append(read_disk(request.id, path, request.device, request.aliases))
+                disks.append(read_disk(request.id, path, request.device, request.aliases, request.source_serial))
             except ReadInFull as error:
                 raise _damaged(path, error) from error
         nodes: dict[DiskVolume, Path] = {}

@@ -63,6 +63,8 @@ def adapt(tree: Tree, plan: NetworkPlan) -> set[str]:
         for path in (*found.values(), *(path for pattern in _ROUTES for path in tree.glob(f"{base}/{pattern}"))):
             tree.remove(CONCERN, path)
         tree.write(CONCERN, f"{base}/ifcfg-{plan.nic}", render(plan, base))
+        if base == SUSE and plan.mode == "static" and plan.gateway:
+            tree.write(CONCERN, f"{base}/routes", f"default {plan.gateway} - -\n")
     # Of the Red Hat family: a file where SUSE has a directory.
     text = tree.read(SUSE)
     if text is not None:

@@ -36,6 +36,8 @@ _ENVIRONMENT_SIZE = 1024
 _VARIABLE = re.compile(r"^(GRUB_CMDLINE_LINUX(?:_DEFAULT)?=)([\"']?)(.*)\2[ \t]*$", re.MULTILINE)
 _NO_UUID = re.compile(r"^(GRUB_DISABLE_LINUX_(?:PART)?UUID=)([\"']?)true\2[ \t]*$", re.MULTILINE)
 _MENU = re.compile(r"^([ \t]*(?:linux|linux16|linuxefi|kernel|module|module2|multiboot2?)[ \t]+\S+)([ \t].*)?$", re.M)
+# What blscfg falls back to when the environment block has no kernelopts.
+_FALLBACK = re.compile(r"^([ \t]*set kernelopts=\")([^\"\n]*)(?=\")", re.MULTILINE)
 _OPTIONS = re.compile(r"^([ \t]*options[ \t]+)(.*)$", re.MULTILINE)
 _APPEND = re.compile(r"^([ \t]*append[ \t]+)(.*)$", re.MULTILINE | re.IGNORECASE)
 _KERNELOPTS = re.compile(r"^(kernelopts=)(.*)$", re.MULTILINE)
@@ -145,7 +147,7 @@ def adapt_menu(text: str, names: Names, wanted: Wanted, findings: list[Finding])
         words = found[2] or ""
         return found[1] + adapt_words(words, names, wanted if "root=" in words else Wanted(), findings)
 
-    return _MENU.sub(rewrite, text)
+    return _sub_words(_FALLBACK, _MENU.sub(rewrite, text), names, wanted, findings)
 
 
 def adapt_entry(text: str, names: Names, wanted: Wanted, findings: list[Finding]) -> str:

@@ -20,6 +20,8 @@ _LINKS = {"by-uuid": "UUID", "by-label": "LABEL", "by-partuuid": "PARTUUID"}
 _SCSI = re.compile(r"/dev/((?:sd|hd|vd|xvd)([a-z]+))(\d*)\Z")
 _OTHER = re.compile(r"/dev/((?:nvme\d+n|mmcblk)(\d+)|cciss/c\d+d(\d+))(?:p(\d+))?\Z")
 _HARDWARE_LINK = re.compile(r"/dev/disk/(?:by-id|by-path)/(.+?)(?:-part(\d+))?\Z")
+# Shorter ones may be part of something else.
+_TELLING_SERIAL = 8
 # Links that come from the content and not from the hardware, so that they lead to the same on the target.
 _CONTENT_LINKS = ("dm-", "lvm-", "md-")
 
@@ -86,6 +88,10 @@ class Names:
             return Meaning(stable=True)
         whole = name if found.group(2) is None else name[: name.rindex("-part")]
         disk = next((each for each in self._disks if whole in each.aliases or whole == each.device), None)
+        if disk is None:
+            # udev builds these links from the serial number, with the vendor and the model before it.
+            serials = [each for each in self._disks if len(each.serial) >= _TELLING_SERIAL and each.serial in whole]
+            disk = serials[0] if len(serials) == 1 else None
         return self._numbered(disk, int(found.group(2) or 0))
 
     def _disk_called(self, device: str) -> CopyDisk | None:

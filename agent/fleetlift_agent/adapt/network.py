@@ -69,15 +69,16 @@ def adapt(tree: Tree, situation: Situation, words_in_use: set[str]) -> tuple[lis
     plan = replace(plan, nic=plan.nic or KERNEL_NAME)
     lost: set[str] = set()
     named = False
+    replaced = []
     for stack in present:
         named = named or stack.named(tree)
         if not stack.fits(tree, plan):
             lost |= stack.adapt(tree, plan)
+            replaced.append(stack.name)
     words: tuple[str, ...] = ()
     if named and plan.nic == KERNEL_NAME and not kernel_names_nics(tree, words_in_use):
         words = KERNEL_NAMING
-    lost.discard(plan.nic)
-    return _findings(tree, plan, lost, [stack.name for stack in present]), words
+    return _findings(tree, plan, lost, replaced), words
 
 
 def kernel_names_nics(tree: Tree, words: set[str]) -> bool:
@@ -96,24 +97,25 @@ def kernel_names_nics(tree: Tree, words: set[str]) -> bool:
 
 
 def _findings(tree: Tree, plan: NetworkPlan, lost: set[str], stacks: list[str]) -> list[Finding]:
-    if not lost:
+    if not stacks:
         return []
     found = [
         Finding(
             "NETWORK_REPLACED",
             "note",
             "network",
-            f"The configuration of {', '.join(sorted(lost))} was replaced: {plan.nic} uses {plan.mode}",
+            f"The configuration of {', '.join(sorted(lost) or stacks)} was replaced: the first NIC uses {plan.mode}",
             "Addresses, routes, VLANs and bonds of the old network have no meaning on the new one; set up what is "
             "needed there",
             {"stacks": stacks, "nics": sorted(lost)},
         )
     ]
+    renamed = lost - {plan.nic}
     named = [
         path
         for pattern in _FIREWALLS
         for path in tree.glob(pattern)
-        if tree.is_file(path) and any(re.search(rf"\b{re.escape(nic)}\b", tree.read(path) or "") for nic in lost)
+        if tree.is_file(path) and any(re.search(rf"\b{re.escape(nic)}\b", tree.read(path) or "") for nic in renamed)
     ]
     if named:
         found.append(
@@ -123,7 +125,7 @@ def _findings(tree: Tree, plan: NetworkPlan, lost: set[str], stacks: list[str]) 
                 "network",
                 f"Firewall rules in {', '.join(named)} name a NIC that is called {plan.nic} on the target",
                 "Correct the rules after the cutover, or name the NIC with the option nic",
-                {"files": named, "nics": sorted(lost)},
+                {"files": named, "nics": sorted(renamed)},
             )
         )
     return found

@@ -57,6 +57,8 @@ class DiskVolume:
 class CopyDisk:
     """A disk of the copy. ``device`` is its name on the source, ``aliases`` are the links there that led to it.
 
+    ``serial`` is the source disk's.
+
     ``path`` is a block device or an image file here; ``size`` and ``sector`` are bytes.
     """
 
@@ -68,9 +70,10 @@ class CopyDisk:
     volumes: tuple[DiskVolume, ...]
     device: str = ""
     aliases: tuple[str, ...] = ()
+    serial: str = ""
 
 
-def read_disk(disk_id: str, path: Path, device: str = "", aliases: tuple[str, ...] = ()) -> CopyDisk:
+def read_disk(disk_id: str, path: Path, device: str = "", aliases: tuple[str, ...] = (), serial: str = "") -> CopyDisk:
     """What the disk at *path* holds. Raises ReadInFull for a damaged partition table, OSError from the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -83,7 +86,7 @@ def read_disk(disk_id: str, path: Path, device: str = "", aliases: tuple[str, ..
         else:
             volumes = (DiskVolume(disk_id, 0, 0, size, "", "", identify(Volume(reader, 0, size))),)
         kind = "" if not plain else "gpt" if len(plain[0].kind) > 2 else "mbr"
-        return CopyDisk(disk_id, path, size, sector, kind, volumes, device, aliases)
+        return CopyDisk(disk_id, path, size, sector, kind, volumes, device, aliases, serial)
     finally:
         os.close(descriptor)
 
