@@ -105,8 +105,14 @@ class ActionModule(AgentAction):
     def wait_until_off(self, agent: RemoteAgent) -> None:
         """Raise RemoteError when the source still answers: two servers with one identity must never run together."""
         deadline = time.monotonic() + POWER_OFF_SECONDS
+        # This is downtime: a machine that is off does not close its connections, and is to be missed soon.
+        self.expect_lost_connections(interval=2, count=3)
         while time.monotonic() < deadline:
-            self._connection.close()
+            if self.over_ssh:
+                # An open connection to a machine that is off would be used again, and wait.
+                self._connection.reset()
+            else:
+                self._connection.close()
             try:
                 answer = agent.shell.run("echo here")
             except AnsibleConnectionFailure:

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +20,7 @@ from ansible.utils.display import Display
 from .remote_agent import AnsibleConnectionFailure, RemoteAgent, RemoteError, RemoteShell
 
 MODULES = "ansible_collections.fleetlift.cvm.plugins.modules"
+KEEPALIVE = re.compile(r"-o ServerAlive\w+=\d+ ?")
 SPEC_KEYS = ("type", "required", "default", "choices", "elements")
 
 
@@ -62,13 +65,25 @@ class AgentAction(ActionBase):
             result.update(failed=True, msg=str(error), finding=error.record)
         return result
 
-    def expect_lost_connections(self) -> None:
-        """Make SSH notice a dead path within half a minute instead of hanging for as long as TCP cares to."""
-        if self._connection.transport.rpartition(".")[2] == "ssh":
-            extra = self._connection.get_option("ssh_extra_args") or ""
-            if "ServerAliveInterval" not in extra:
-                keepalive = "-o ServerAliveInterval=5 -o ServerAliveCountMax=6"
-                self._connection.set_option("ssh_extra_args", f"{extra} {keepalive}".strip())
+    def expect_lost_connections(self, interval: int = 5, count: int = 6) -> None:
+        """Make SSH notice a dead path within ``interval`` times ``count`` seconds instead of hanging as TCP may.
+
+        A server that loses its power says no farewell: nothing but an unanswered question tells that it is gone. The
+        questions are asked by the process that holds the connection, so it may not be one that another module opened.
+        """
+        if not self.over_ssh:
+            return
+        extra = KEEPALIVE.sub("", self._connection.get_option("ssh_extra_args") or "").strip()
+        keepalive = f"-o ServerAliveInterval={interval} -o ServerAliveCountMax={count}"
+        self._connection.set_option("ssh_extra_args", f"{extra} {keepalive}".strip())
+        whom = "-".join(str(self._connection.get_option(name)) for name in ("host", "port", "remote_user"))
+        own = hashlib.sha256(f"{whom}-{interval}-{count}".encode()).hexdigest()[:10]
+        self._connection.set_option("control_path", f"%(directory)s/fl-{own}")
+
+    @property
+    def over_ssh(self) -> bool:
+        """Whether the task's host is reached by OpenSSH."""
+        return bool(self._connection.transport.rpartition(".")[2] == "ssh")
 
     @property
     def check_mode(self) -> bool:

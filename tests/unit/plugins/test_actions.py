@@ -67,7 +67,7 @@ def action(kind: type[agent_action.AgentAction], agent: ScriptedAgent, *, check_
     made = object.__new__(kind)
     made.task_vars = {"inventory_hostname": "web1"}
     made._task = SimpleNamespace(check_mode=check_mode)
-    made._connection = SimpleNamespace(close=lambda: None)
+    made._connection = SimpleNamespace(close=lambda: None, transport="ansible.builtin.local")
     made.agent = lambda arguments: agent
     made.told = []
     made.tell = made.told.append
@@ -199,6 +199,45 @@ def test_a_source_that_still_answers_after_power_off_stops_everything(monkeypatc
     monkeypatch.setattr(cutover.time, "monotonic", lambda: next(clock))
     with pytest.raises(remote_agent.RemoteError, match="SOURCE_STILL_RUNNING"):
         action(cutover.ActionModule, agent).act(CUTOVER)
+
+
+class Ssh:
+    """What an action sees of Ansible's SSH connection."""
+
+    transport = "ansible.builtin.ssh"
+
+    def __init__(self) -> None:
+        self.options = {"host": "192.0.2.7", "port": None, "remote_user": "root", "ssh_extra_args": "-J bastion"}
+        self.resets = 0
+
+    def get_option(self, name: str) -> Any:
+        return self.options[name]
+
+    def set_option(self, name: str, value: Any) -> None:
+        self.options[name] = value
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+def test_a_dead_path_is_noticed_by_a_connection_of_its_own() -> None:
+    made = action(cutover.ActionModule, ScriptedAgent({}))
+    made._connection = Ssh()
+    made.expect_lost_connections()
+    own = made._connection.options["control_path"]
+    assert own.startswith("%(directory)s/")
+    made.expect_lost_connections(interval=2, count=3)
+    extra = made._connection.options["ssh_extra_args"]
+    assert extra == "-J bastion -o ServerAliveInterval=2 -o ServerAliveCountMax=3"
+    assert made._connection.options["control_path"] != own
+
+
+def test_a_source_without_power_is_asked_over_a_new_connection() -> None:
+    # It has not closed the one that is open, and an answer over that would never come.
+    made = action(cutover.ActionModule, ScriptedAgent(prepared()))
+    made._connection = Ssh()
+    made.act(CUTOVER)
+    assert made._connection.resets == 1
 
 
 def test_the_argument_spec_is_the_documentation() -> None:
