@@ -15,7 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def cached(cache: Path) -> Path | None:
 
 def build(cache: Path, progress: Callable[[str], None]) -> Path:
     """Return the base root, building it when it is not cached; two labs never build it at once."""
-    with _locked(cache) as lock:
+    with locked(cache) as lock:
         found = cached(cache)
         if found is not None:
             return found
@@ -94,14 +94,15 @@ def build(cache: Path, progress: Callable[[str], None]) -> Path:
         if root.exists():
             unmount_under(root)
             remove_tree(root)
-        _bootstrap(root, lock)
+        bootstrap(root, lock, PACKAGES, LEFT_OUT)
         _finish(root)
         root.rename(final)
         return final
 
 
 @contextmanager
-def _locked(cache: Path) -> Iterator[int]:
+def locked(cache: Path) -> Iterator[int]:
+    """Hold the cache for as long as the block and the processes that inherit the descriptor need it."""
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -124,8 +125,10 @@ def apt_sources() -> list[str]:
     return chosen
 
 
-def _bootstrap(root: Path, lock: int) -> None:
-    options = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
+def bootstrap(
+    root: Path, lock: int, packages: Sequence[str], left_out: Sequence[str], *, options: Sequence[str] = ()
+) -> None:
+    """Install ``packages`` into the new directory ``root``, without the files that match ``left_out``."""
     run(
         [
             # Killed with its parent; while any process of it is left, so is the lock.
@@ -136,8 +139,9 @@ def _bootstrap(root: Path, lock: int) -> None:
             "--mode=root",
             "--quiet",
             '--aptopt=Acquire::Languages "none"',
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in left_out),
             *options,
-            f"--include={','.join(PACKAGES)}",
+            f"--include={','.join(packages)}",
             SUITE,
             str(root),
             *apt_sources(),

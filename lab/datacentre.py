@@ -16,11 +16,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from lab import baseroot, diskbuild, network
+from lab import baseroot, diskbuild, guestimage, network
+from lab.bootedsource import BootedSource
 from lab.cloud.server import CloudServer
 from lab.cloud.store import Disk, Instance, Policy, SecurityGroup, Store
 from lab.cloud.store import Site as CloudSite
-from lab.command import run
+from lab.command import require_programs, run
 from lab.cos.faults import Fault
 from lab.cos.server import APPID, CosServer
 from lab.description import Description, Source
@@ -28,6 +29,7 @@ from lab.errors import LabError
 from lab.hypervisor import LabHypervisor
 from lab.ledger import Ledger
 from lab.machines.protocol import Machine, MachineDisk, State
+from lab.machines.qemu import PROGRAMS, QemuMachine
 from lab.namespaces import in_netns
 from lab.network import Network
 from lab.place import Place
@@ -56,6 +58,11 @@ class DataCentre:
     def start(self, progress: Callable[[str], None]) -> None:
         """Build and start everything; on return every source answers SSH and the API answers."""
         base_root = baseroot.build(self._place.cache, progress)
+        firmware = {item.instance_id: item.firmware for item in self.description.instances if item.firmware}
+        image = None
+        if firmware or any(source.virtual for source in self.description.sources):
+            require_programs(PROGRAMS)
+            image = guestimage.build(self._place.cache, progress)
         self._make_key()
         progress("starting the network")
         self.network.start()
@@ -65,15 +72,16 @@ class DataCentre:
             network=self.network,
             ledger=self._ledger,
             on_power_off=self._powered_off,
+            image=image,
         )
-        self._hypervisor = LabHypervisor(site, self.network, self._place.directory / "disks")
+        self._hypervisor = LabHypervisor(site, self.network, self._place.directory / "disks", firmware)
         credentials = make_credentials(self._place, self.description.region)
         self._server = self._make_server(self._hypervisor, credentials)
         self._cos = self._make_cos(credentials)
         sources, instances = self.description.sources, self.description.instances
         progress(f"building {len(sources)} sources and {len(instances)} instances")
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
-            work = [pool.submit(self._start_source, source, site) for source in sources]
+            work = [pool.submit(self._start_source, source, site, progress) for source in sources]
             work += [pool.submit(self._provision, instance.instance_id) for instance in instances]
             for item in work:
                 item.result()
@@ -88,9 +96,29 @@ class DataCentre:
             comment = f"fleetlift-lab-{self._place.name}"
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(self._place.key)])
 
-    def _start_source(self, source: Source, site: MachineSite) -> None:
-        self.network.connect(source.name, [source.address], ONPREM_GATEWAY, guarded=False)
+    def _start_source(self, source: Source, site: MachineSite, progress: Callable[[str], None]) -> None:
+        virtual = source.virtual
+        self.network.connect(source.name, [source.address], ONPREM_GATEWAY, guarded=False, virtual=virtual is not None)
         public_key = self._place.key.with_suffix(".pub").read_text(encoding="ascii")
+        if virtual is not None and site.image is not None:
+            booted = BootedSource(
+                source,
+                virtual,
+                image=site.image,
+                cache=self._place.cache,
+                work=self._place.directory / "sources" / source.name,
+                machine_files=site.directory / source.name,
+                controller=self.network.controller,
+                gateway=ONPREM_GATEWAY,
+            )
+
+            def make(disks: list[MachineDisk], snapshot: str) -> QemuMachine:
+                machine = site.virtual_source(source.name, disks, virtual, snapshot)
+                self._sources[source.name] = machine
+                return machine
+
+            booted.start(make, public_key, progress)
+            return
         files = diskbuild.build_source(
             source, self._place.directory / "sources" / source.name, site.base_root, public_key
         )
@@ -200,8 +228,7 @@ class DataCentre:
                     "namespace": port.namespace,
                     "root": None if machine.root is None else str(machine.root),
                     "disks": [
-                        {"serial": disk.serial, "size": disk.file.stat().st_size, "file": str(disk.file)}
-                        for disk in machine.disks
+                        {"serial": disk.serial, "size": disk.size, "file": str(disk.file)} for disk in machine.disks
                     ],
                 }
             )

@@ -22,6 +22,9 @@ VPC = ipaddress.IPv4Network("10.97.0.0/24")
 PUBLIC = ipaddress.IPv4Network("203.0.113.0/24")
 FILESYSTEMS = ("ext4", "xfs", "btrfs")
 WORKLOADS = ("none", "web", "database", "files")
+FIRMWARE = ("bios", "uefi")
+BUSES = ("ide", "ahci", "virtio")
+NICS = ("e1000", "e1000e", "virtio")
 GIB = 1024**3
 # One namespace name holds the lab's and the machine's name; veth and cgroup names are made from it.
 NAME = re.compile(r"[a-z][a-z0-9]{0,11}")
@@ -106,6 +109,14 @@ class Reader:
         self._read.add(key)
         return Reader(f"{self.where}: {key}", self._values.get(key))
 
+    def optional(self, key: str, build: Callable[[Reader], Item]) -> Item | None:
+        """Return what ``build`` reads from the mapping inside this one, or None when there is none."""
+        return build(self.mapping(key)) if key in self._values else None
+
+    def flag(self, key: str) -> bool:
+        """Return a truth value, false when it is not given."""
+        return self._get(key, bool, False)
+
     def done(self) -> None:
         """Refuse keys that nothing has read: they are misspelt."""
         unknown = sorted(set(self._values) - self._read)
@@ -141,13 +152,48 @@ class SourceDisk:
 
 
 @dataclass(frozen=True)
+class Virtual:
+    """A source that is a virtual machine: its hardware, and how its first disk is laid out.
+
+    ``initramfs`` is ``most`` (drivers for most hardware) or ``dep`` (for this hardware only).
+    """
+
+    firmware: str
+    bus: str
+    nic: str
+    table: str
+    lvm: bool
+    separate_boot: bool
+    initramfs: str
+
+    @classmethod
+    def from_dict(cls, reader: Reader) -> Virtual:
+        virtual = cls(
+            firmware=reader.choice("firmware", FIRMWARE, "bios"),
+            bus=reader.choice("bus", BUSES, "ide"),
+            nic=reader.choice("nic", NICS, "e1000"),
+            table=reader.choice("table", ("mbr", "gpt"), "mbr"),
+            lvm=reader.flag("lvm"),
+            separate_boot=reader.flag("separate_boot"),
+            initramfs=reader.choice("initramfs", ("most", "dep"), "most"),
+        )
+        if virtual.firmware == "uefi" and virtual.table == "mbr":
+            raise reader.fail("table", "a source that boots by UEFI has a gpt")
+        if virtual.lvm and not virtual.separate_boot:
+            raise reader.fail("lvm", "a source with LVM needs separate_boot: true")
+        reader.done()
+        return virtual
+
+
+@dataclass(frozen=True)
 class Source:
-    """A running server to be moved."""
+    """A running server to be moved; with ``virtual`` it is a virtual machine, without it is made of namespaces."""
 
     name: str
     address: str
     workload: str
     disks: tuple[SourceDisk, ...]
+    virtual: Virtual | None
 
     @classmethod
     def from_dict(cls, reader: Reader) -> Source:
@@ -156,6 +202,7 @@ class Source:
             address=reader.address("address", ONPREM),
             workload=reader.choice("workload", WORKLOADS, "none"),
             disks=reader.items("disks", SourceDisk.from_dict),
+            virtual=reader.optional("virtual", Virtual.from_dict),
         )
         mounts = [disk.mount for disk in source.disks]
         if not source.disks or mounts[0] != "/":
@@ -189,7 +236,10 @@ class CloudDisk:
 
 @dataclass(frozen=True)
 class Instance:
-    """A target instance; ``bandwidth`` in Mbit/s (InternetMaxBandwidthOut), ``image`` is what its system disk holds."""
+    """A target instance; ``bandwidth`` in Mbit/s (InternetMaxBandwidthOut), ``image`` is what its system disk holds.
+
+    ``firmware`` makes it a virtual machine; without it is made of namespaces.
+    """
 
     instance_id: str
     name: str
@@ -201,6 +251,7 @@ class Instance:
     system_disk: CloudDisk
     data_disks: tuple[CloudDisk, ...]
     security_groups: tuple[str, ...]
+    firmware: str
 
     @classmethod
     def from_dict(cls, reader: Reader) -> Instance:
@@ -215,7 +266,10 @@ class Instance:
             system_disk=CloudDisk.from_dict(reader.mapping("system_disk")),
             data_disks=reader.items("data_disks", CloudDisk.from_dict),
             security_groups=reader.strings("security_groups"),
+            firmware=reader.choice("firmware", ("", *FIRMWARE), ""),
         )
+        if instance.firmware and instance.image != "none":
+            raise reader.fail("image", "a virtual machine has no stock image: use none")
         if instance.image == "none" and instance.state == "RUNNING":
             raise reader.fail("state", "an instance without an image cannot run: use STOPPED")
         reader.done()

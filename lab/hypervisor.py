@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,11 @@ def reported() -> Iterator[None]:
 class LabHypervisor:
     """Implements lab.cloud.hypervisor.Hypervisor with the lab's machines."""
 
-    def __init__(self, site: MachineSite, network: Network, disks: Path) -> None:
+    def __init__(
+        self, site: MachineSite, network: Network, disks: Path, virtual: Mapping[str, str] | None = None
+    ) -> None:
+        """``virtual`` names the instances that are virtual machines, with their firmware."""
+        self._virtual = dict(virtual or {})
         self._site = site
         self._network = network
         self._disks = disks
@@ -79,9 +83,14 @@ class LabHypervisor:
                 )
             self._fresh.difference_update(disk.disk_id for disk in spec.disks)
             addresses = [*spec.private_addresses, *spec.public_addresses]
-            self._network.connect(spec.instance_id, addresses, GATEWAY, guarded=True)
+            firmware = self._virtual.get(spec.instance_id, "")
+            self._network.connect(spec.instance_id, addresses, GATEWAY, guarded=True, virtual=bool(firmware))
             disks = [MachineDisk(self._file(disk.disk_id), disk.serial) for disk in spec.disks]
-            machine = self._site.instance(spec.instance_id, disks)
+            machine: Machine
+            if firmware:
+                machine = self._site.virtual_instance(spec.instance_id, disks, firmware)
+            else:
+                machine = self._site.instance(spec.instance_id, disks)
             with self._lock:
                 self._machines[spec.instance_id] = machine
 

@@ -30,6 +30,11 @@ API_ADDRESS = "10.98.0.10"
 API_PORT = 80
 COS_ADDRESS = "10.98.0.11"
 COS_PORT = 80
+# A virtual machine's own interface on the host's side, and what ties it to the machine's link.
+TAP = "tap0"
+BRIDGE = "br0"
+# Where the platform's DHCP server answers: on the machine's own wire and nowhere else.
+DHCP_ADDRESS = "169.254.0.1"
 # The least that the cloud lets in, whatever is bought for the way out, in Mbit/s.
 LEAST_INBOUND = 10
 
@@ -45,6 +50,18 @@ class Port:
     gateway: str
     guarded: bool
     up: bool = True
+    virtual: bool = False
+
+    @property
+    def bridge(self) -> str:
+        """The interface in the namespace of a virtual machine that its platform listens on."""
+        return BRIDGE
+
+    @property
+    def guest_mac(self) -> str:
+        """The address that a virtual machine's NIC has, in whatever lab: it is part of a snapshot."""
+        digest = hashlib.sha256(self.name.encode()).hexdigest()
+        return ":".join(["52:54:00", *(digest[i : i + 2] for i in range(0, 6, 2))])
 
     @property
     def mac(self) -> str:
@@ -131,6 +148,11 @@ class Network:
             f"""
             table inet lab {{
               map instances {{ type ifname : verdict; }}
+              map translated {{ type ipv4_addr : ipv4_addr; }}
+              chain prerouting {{
+                type nat hook prerouting priority dstnat; policy accept;
+                dnat ip to ip daddr map @translated
+              }}
               chain forward {{
                 type filter hook forward priority 0; policy drop;
                 ct state established,related accept
@@ -167,8 +189,14 @@ class Network:
     def _nft(self, script: str) -> None:
         run(["ip", "netns", "exec", self.router, "nft", "-f", "-"], stdin=script)
 
-    def connect(self, name: str, addresses: Sequence[str], gateway: str, *, guarded: bool) -> Port:
-        """Make a machine's namespace and link; a guarded machine gets only what its rules let through."""
+    def connect(
+        self, name: str, addresses: Sequence[str], gateway: str, *, guarded: bool, virtual: bool = False
+    ) -> Port:
+        """Make a machine's namespace and link; a guarded machine gets only what its rules let through.
+
+        A ``virtual`` machine's addresses are its guest's: it finds a tap in its namespace. Only the first of them is
+        known to the guest; what is sent to the others is translated, as a public network does.
+        """
         with self._lock:
             prefix = "g" if guarded else "s"
             port = Port(
@@ -178,6 +206,7 @@ class Network:
                 addresses=tuple(addresses),
                 gateway=gateway,
                 guarded=guarded,
+                virtual=virtual,
             )
             self._next_link += 1
             self._add_namespace(port.namespace)
@@ -193,8 +222,27 @@ class Network:
                     f'add element inet lab instances {{ "{port.link}" : jump to_{port.link} }}\n'
                 )
             self._plug(port)
-            self.address(port)
+            if virtual:
+                self._bridge(port)
+            else:
+                self.address(port)
             return port
+
+    def _bridge(self, port: Port) -> None:
+        """Tie a tap for the guest to the machine's link, and translate its public addresses."""
+        lines = [
+            f"link add {BRIDGE} type bridge forward_delay 0",
+            f"tuntap add dev {TAP} mode tap",
+            f"link set dev {TAP} master {BRIDGE}",
+            f"link set dev eth0 master {BRIDGE}",
+            f"addr add {DHCP_ADDRESS}/32 dev {BRIDGE}",
+            *(f"link set dev {device} up" for device in ("lo", "eth0", TAP, BRIDGE)),
+        ]
+        run(["ip", "-n", port.namespace, "-batch", "-"], stdin="\n".join(lines) + "\n")
+        first, *others = port.addresses
+        if others:
+            elements = ", ".join(f"{address} : {first}" for address in others)
+            self._nft(f"add element inet lab translated {{ {elements} }}\n")
 
     def _plug(self, port: Port) -> None:
         lines = [f"addr replace {port.gateway}/32 dev {port.link}", f"link set {port.link} up"]
@@ -253,6 +301,8 @@ class Network:
         """Take a machine's link and namespace away."""
         with self._lock:
             port = self._ports.pop(name)
+            if port.virtual and len(port.addresses) > 1:
+                self._nft(f"delete element inet lab translated {{ {', '.join(port.addresses[1:])} }}\n")
             if port.guarded:
                 self._nft(
                     f'delete element inet lab instances {{ "{port.link}" }}\ndelete chain inet lab to_{port.link}\n'

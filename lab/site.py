@@ -10,9 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.description import Virtual
+from lab.errors import LabError
+from lab.guestimage import GuestImage
 from lab.ledger import Ledger
 from lab.machines.namespace import NamespaceMachine
 from lab.machines.protocol import MachineDisk, Platform
+from lab.machines.qemu import Hardware, QemuMachine
 from lab.network import Network
 
 ONPREM_PLATFORM = Platform("Fleetlift Lab", "On-premises Server", "sd")
@@ -21,13 +25,14 @@ CLOUD_PLATFORM = Platform("Tencent Cloud", "CVM", "vd")
 
 @dataclass(frozen=True)
 class MachineSite:
-    """Makes machines of one kind in one lab."""
+    """Makes the machines of one lab. ``image`` is what virtual machines are made of, None when there are none."""
 
     directory: Path
     base_root: Path
     network: Network
     ledger: Ledger
     on_power_off: Callable[[str], None]
+    image: GuestImage | None = None
 
     def source(self, name: str, disks: list[MachineDisk]) -> NamespaceMachine:
         """Return a source server, switched off."""
@@ -36,6 +41,42 @@ class MachineSite:
     def instance(self, name: str, disks: list[MachineDisk]) -> NamespaceMachine:
         """Return a cloud instance, switched off."""
         return self._machine(name, disks, CLOUD_PLATFORM)
+
+    def virtual_source(self, name: str, disks: list[MachineDisk], virtual: Virtual, snapshot: str) -> QemuMachine:
+        """Return a source server that is a virtual machine, switched off."""
+        hardware = Hardware(virtual.firmware, virtual.bus, virtual.nic)
+        return self._virtual(name, disks, hardware, ONPREM_PLATFORM, snapshot=snapshot, leases=False)
+
+    def virtual_instance(self, name: str, disks: list[MachineDisk], firmware: str) -> QemuMachine:
+        """Return a cloud instance that is a virtual machine, switched off."""
+        hardware = Hardware(firmware, "virtio", "virtio", cpus=2)
+        return self._virtual(name, disks, hardware, CLOUD_PLATFORM, snapshot="", leases=True)
+
+    def _virtual(
+        self,
+        name: str,
+        disks: list[MachineDisk],
+        hardware: Hardware,
+        platform: Platform,
+        *,
+        snapshot: str,
+        leases: bool,
+    ) -> QemuMachine:
+        if self.image is None:
+            raise LabError(f"the image that {name} is made of was not built")
+        return QemuMachine(
+            name,
+            disks,
+            hardware,
+            platform=platform,
+            directory=self.directory / name,
+            image=self.image,
+            network=self.network,
+            ledger=self.ledger,
+            on_power_off=self.on_power_off,
+            snapshot=snapshot,
+            leases=leases,
+        )
 
     def _machine(self, name: str, disks: list[MachineDisk], platform: Platform) -> NamespaceMachine:
         return NamespaceMachine(

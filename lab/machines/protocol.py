@@ -27,10 +27,19 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class MachineDisk:
-    """A disk of a machine: the file that holds its bytes, and the serial that the guest reads."""
+    """A disk of a machine: the file that holds its bytes, the serial that the guest reads, and its size in bytes.
+
+    ``capacity`` is given for a file that does not hold the disk byte for byte.
+    """
 
     file: Path
     serial: str
+    capacity: int = 0
+
+    @property
+    def size(self) -> int:
+        """What the guest sees, in bytes."""
+        return self.capacity or self.file.stat().st_size
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,257 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What virtual machines are made of: a Debian with kernel and boot loader, and a rescue system in RAM.
+
+Both come from one bootstrap of the distribution's packages, and are kept in the lab's cache under the hash of their
+recipe. Disks are filled from the first; the second is a kernel and an initramfs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.baseroot import SUITE, bootstrap, locked
+from lab.command import run
+from lab.errors import LabError
+from lab.mounts import remove_tree, unmount_under
+
+PACKAGES = (
+    "dbus",
+    "dosfstools",
+    "e2fsprogs",
+    "fdisk",
+    "grub-efi-amd64-bin",
+    "grub-pc-bin",
+    "grub2-common",
+    "ifupdown",
+    "initramfs-tools",
+    "iproute2",
+    "isc-dhcp-client",
+    "kmod",
+    "linux-image-amd64",
+    "lvm2",
+    "nginx-light",
+    "openssh-server",
+    "procps",
+    "python3",
+    "python3-xxhash",
+    "python3-zstandard",
+    "systemd-sysv",
+    "udev",
+    "xfsprogs",
+    "zstd",
+)
+# Of the kernel's drivers, what a virtual machine of the lab may have in it: each is read, sent, compared, and packed
+# into an initramfs, in every migration.
+_DRIVERS = (
+    "drivers/acpi", "drivers/ata", "drivers/block/loop.ko", "drivers/block/virtio_blk.ko", "drivers/cdrom",
+    "drivers/dax", "drivers/input/evdev.ko", "drivers/input/serio", "drivers/md/dm-*",
+    "drivers/net/ethernet/intel/e1000", "drivers/net/ethernet/intel/e1000e", "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko", "drivers/nvdimm", "drivers/pps", "drivers/ptp", "drivers/rtc",
+    "drivers/scsi/scsi_common.ko", "drivers/scsi/scsi_mod.ko", "drivers/scsi/sd_mod.ko", "drivers/scsi/sg.ko",
+    "drivers/scsi/sr_mod.ko", "drivers/scsi/virtio_scsi.ko", "drivers/virtio", "fs/autofs", "fs/binfmt_misc.ko",
+    "fs/btrfs", "fs/configfs", "fs/efivarfs", "fs/ext4", "fs/fat", "fs/fuse", "fs/isofs", "fs/jbd2", "fs/mbcache.ko",
+    "fs/nls", "fs/overlayfs", "fs/xfs", "net/802", "net/core", "net/ipv4", "net/ipv6", "net/llc", "net/netfilter",
+    "net/packet",
+)  # fmt: skip
+LEFT_OUT = (
+    "/usr/share/doc/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/man/*",
+    "/usr/share/zoneinfo/*",
+    *(f"/lib/modules/*/kernel/{directory}/*" for directory in ("drivers", "fs", "net", "sound")),
+)
+BUT_NOT = tuple(
+    f"/lib/modules/*/kernel/{path}" if path.endswith((".ko", "*")) else f"/lib/modules/*/kernel/{path}/*"
+    for path in _DRIVERS
+)
+# The rescue system runs the kernel that the distribution makes for clouds: it starts in a third of the time.
+RESCUE_KERNEL = "linux-image-cloud-amd64"
+# Unpacked beside the system and not installed in it: its own initramfs is not to be made of them.
+FETCH_FOR_RESCUE = (
+    'mkdir "$1/rescue" && cd "$1/rescue" && export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" && apt-get -qq download '
+    f'busybox-static "$(apt-cache depends {RESCUE_KERNEL} | sed -n "s/.*Depends: //p" | head -1)" && '
+    "for package in ./*.deb; do dpkg-deb -x $package . && rm $package; done"
+)
+RESCUE_MODULES = (
+    "virtio_pci", "virtio_blk", "virtio_net", "virtio_scsi", "sd_mod", "ext4", "xfs", "btrfs", "vfat", "nls_ascii",
+    "nls_cp437", "dm_mod", "loop", "crc32c_generic", "button", "evdev", "efivarfs",
+)  # fmt: skip
+RESCUE_LEAVES_OUT = re.compile(
+    r"usr/lib/(modules|grub|gcc|firmware|apt|init|systemd/(?!systemd-udevd|$)|x86_64-linux-gnu/(perl|gconv|libicu))"
+    r"|usr/(share/(?!misc/)|include|games|local|src)|usr/bin/perl|usr/s?bin/(grub|apt|dpkg|nginx)|usr/lib/udev/hwdb|etc/ssh/ssh_host"
+)
+INIT = """\
+#!/bin/sh
+# Process 1 of the rescue system.
+export PATH=/usr/sbin:/usr/bin HOME=/root
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts pts /dev/pts
+mount -t tmpfs shm /dev/shm
+mount -t tmpfs -o mode=755 run /run
+mount -t tmpfs tmp /tmp
+exec >/dev/console 2>&1 </dev/null
+mkdir -p /run/sshd /run/lock
+hostname rescue
+for module in MODULES; do modprobe -q $module; done
+[ ! -d /sys/firmware/efi/efivars ] || mount -t efivarfs efivars /sys/firmware/efi/efivars
+/usr/lib/systemd/systemd-udevd --daemon
+udevadm trigger --action=add --type=subsystems
+udevadm trigger --action=add --type=devices
+udevadm settle
+ip link set lo up
+ip link set eth0 up
+busybox udhcpc -q -n -t 30 -T 1 -i eth0 -s /etc/udhcpc.sh
+ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
+/usr/sbin/sshd
+python3 /power_button.py &
+echo "the rescue system is up"
+while :; do sleep 3600 & wait $!; done
+""".replace("MODULES", " ".join(RESCUE_MODULES))
+UDHCPC = """\
+#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr replace "$ip/$mask" dev "$interface"
+ip route replace default via "$router"
+"""
+POWER_BUTTON = """\
+# Turns the rescue system off when its power button is pressed. struct input_event: linux/input.h.
+import glob, os, select, struct, subprocess
+files = [open(path, "rb", buffering=0) for path in glob.glob("/dev/input/event*")]
+while True:
+    for file in select.select(files, [], [])[0]:
+        _, _, kind, code, value = struct.unpack("llHHi", file.read(24))
+        if (kind, code, value) == (1, 116, 1):
+            os.sync()
+            subprocess.run(["busybox", "poweroff", "-f"], check=True)
+"""
+SSHD = "PermitRootLogin yes\nPasswordAuthentication yes\nUseDNS no\nUsePAM no\n"
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """The parts: ``root`` is a directory, ``rescue_kernel`` and ``rescue_initramfs`` are files."""
+
+    root: Path
+    rescue_kernel: Path
+    rescue_initramfs: Path
+    key: str
+
+
+def recipe_key() -> str:
+    """Return the name under which the image of this recipe is kept."""
+    parts = [SUITE, PACKAGES, LEFT_OUT, BUT_NOT, FETCH_FOR_RESCUE, RESCUE_MODULES, RESCUE_LEAVES_OUT.pattern]
+    recipe = json.dumps([*parts, INIT, UDHCPC, POWER_BUTTON, SSHD, 1])
+    return hashlib.sha256(recipe.encode()).hexdigest()[:12]
+
+
+def build(cache: Path, progress: Callable[[str], None]) -> GuestImage:
+    """Return the image, building it when it is not cached; two labs never build it at once."""
+    key = recipe_key()
+    final = cache / f"guest-{key}"
+    found = GuestImage(final / "root", final / "vmlinuz", final / "rescue.cpio", key)
+    with locked(cache) as lock:
+        if final.is_dir():
+            return found
+        progress("building the virtual machines' image, once for all labs (about two minutes)")
+        work = cache / "building-guest"
+        if work.exists():
+            unmount_under(work)
+            remove_tree(work)
+        work.mkdir(mode=0o700)
+        root = work / "root"
+        included = [f"--dpkgopt=path-include={pattern}" for pattern in BUT_NOT]
+        bootstrap(root, lock, PACKAGES, LEFT_OUT, options=[*included, f"--customize-hook={FETCH_FOR_RESCUE}"])
+        _make_rescue(root, work)
+        remove_tree(root / "rescue")
+        _finish(root)
+        work.rename(final)
+    return found
+
+
+def _finish(root: Path) -> None:
+    for path in (root / "etc/machine-id", root / "var/lib/dbus/machine-id", *(root / "etc/ssh").glob("ssh_host_*")):
+        path.unlink(missing_ok=True)
+    # No name server is reachable, and nothing may be fetched.
+    (root / "etc/resolv.conf").unlink(missing_ok=True)
+    (root / "etc/resolv.conf").write_text("", encoding="ascii")
+    for unit in ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
+                 "e2scrub_reap.service", "fstrim.timer"):  # fmt: skip
+        (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
+
+
+def _make_rescue(root: Path, work: Path) -> None:
+    """Make the kernel and the initramfs of the rescue system from ``root`` and the kernel beside it."""
+    kernels = list((root / "rescue/boot").glob("vmlinuz-*"))
+    if len(kernels) != 1:
+        raise LabError(f"{RESCUE_KERNEL} holds {len(kernels)} kernels instead of one", "Look at what apt offers")
+    version = kernels[0].name.removeprefix("vmlinuz-")
+    shutil.copy(kernels[0], work / "vmlinuz")
+    run(["chroot", str(root), "depmod", "-b", "/rescue", version])
+    stage = work / "rescue"
+    for name in ("proc", "sys", "dev", "run", "tmp", "mnt", "root", "var/tmp", "var/lib", "etc/ssh"):
+        (stage / name).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (stage / name).symlink_to(os.readlink(root / name))
+    _copy(root, stage, _wanted(root))
+    modules = Path("lib/modules") / version
+    _copy(root / "rescue", stage, [modules / "modules.builtin", modules / "modules.order"])
+    _copy(root / "rescue", stage, [modules / path for path in _with_dependencies(root / "rescue" / modules)])
+    run(["chroot", str(stage), "depmod", version])
+    shutil.copy2(root / "rescue/bin/busybox", stage / "usr/bin/busybox")
+    _write(stage / "init", INIT, 0o755)
+    _write(stage / "etc/udhcpc.sh", UDHCPC, 0o755)
+    _write(stage / "power_button.py", POWER_BUTTON, 0o644)
+    _write(stage / "etc/ssh/sshd_config", SSHD, 0o644)
+    pack(stage, work / "rescue.cpio")
+    remove_tree(stage)
+
+
+def pack(directory: Path, archive: Path) -> None:
+    """Append ``directory`` to ``archive``, as an initramfs has it."""
+    run(["sh", "-c", 'cd "$1" && find . | sort | cpio --quiet -o -H newc >>"$2"', "sh", str(directory), str(archive)])
+
+
+def _wanted(root: Path) -> list[Path]:
+    found = []
+    for top in ("usr", "etc"):
+        for directory, folders, files in os.walk(root / top):
+            here = Path(directory).relative_to(root)
+            folders[:] = [name for name in folders if not RESCUE_LEAVES_OUT.match(f"{here}/{name}/")]
+            links = [name for name in folders if (root / here / name).is_symlink()]
+            found += [here / name for name in (*files, *links) if not RESCUE_LEAVES_OUT.match(f"{here}/{name}")]
+    return found
+
+
+def _with_dependencies(directory: Path) -> list[str]:
+    """Return the files of RESCUE_MODULES and of what they need, by modules.dep (depmod(8))."""
+    lines = (directory / "modules.dep").read_text(encoding="ascii").splitlines()
+    needs = {path: rest.split() for path, rest in (line.split(":") for line in lines)}
+    by_name = {Path(path).name.split(".")[0].replace("-", "_"): path for path in needs}
+    chosen = [by_name[name] for name in RESCUE_MODULES if name in by_name]
+    return sorted({*chosen, *(need for path in chosen for need in needs[path])})
+
+
+def _copy(source: Path, target: Path, paths: Iterable[Path]) -> None:
+    for path in paths:
+        place = target / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / path, place, follow_symlinks=False)
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    path.write_text(text, encoding="ascii")
+    path.chmod(mode)
