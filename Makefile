@@ -20,7 +20,7 @@ help: ## Show this list
 .PHONY: setup
 setup: $(VENV)/.packages $(VENV)/.ready ## Install what the lab and the tests need (Debian packages, a virtual environment)
 
-$(VENV)/.packages: lab/packages.txt
+$(VENV)/.packages $(VENV)/.packages-virtual: $(VENV)/.%: lab/%.txt
 	@mkdir -p $(VENV)
 	@missing=$$(for p in $$(grep -v '^#' $<); do \
 	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -77,3 +77,11 @@ artifact: setup ## Build the Galaxy artifact, look into it and install it offlin
 .PHONY: molecule
 molecule: setup ## Run whole migrations, with faults
 	tests/molecule.sh
+
+.PHONY: boot
+boot: setup $(VENV)/.packages-virtual ## Migrate a virtual machine with IDE disk and Intel NIC, and boot it from virtio (about ten minutes)
+	FLEETLIFT_LAB_FILE=tests/boot-lab.yml tests/molecule.sh boot
+
+.PHONY: boot-matrix
+boot-matrix: setup $(VENV)/.packages-virtual ## The same for other firmware, disks, tables and volumes (an hour)
+	PYTHONPATH=. $(PYTHON) tests/boot_matrix.py

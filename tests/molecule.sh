@@ -5,16 +5,17 @@
 #
 # Start a lab of its own, run the Molecule scenarios inside it, and take the lab down whatever happens.
 #   tests/molecule.sh [SCENARIO...]
+# FLEETLIFT_LAB_FILE is the description of the lab, FLEETLIFT_LAB its name.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"
 export PATH="$top/.venv/bin:$PATH" ANSIBLE_COLLECTIONS_PATH="$top/.venv/collections"
 export FLEETLIFT_REPOSITORY="$top" PYTHONPATH="$top"
-lab=(python -m lab --name molecule)
+lab=(python -m lab --name "${FLEETLIFT_LAB:-molecule}")
 work=$(mktemp -d)
 trap '"${lab[@]}" down; rm -rf "$work"' EXIT
 "${lab[@]}" down
-"${lab[@]}" up tests/molecule-lab.yml
+"${lab[@]}" up "${FLEETLIFT_LAB_FILE:-tests/molecule-lab.yml}"
 
 # What Ansible would log at its most talkative is searched for secrets as well.
 export ANSIBLE_LOG_PATH="$work/ansible.log" ANSIBLE_LOG_VERBOSITY=3

@@ -1,0 +1,135 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Migrate virtual machines of many kinds, one after the other, and boot each as a virtio instance.
+
+    python tests/boot_matrix.py [CASE...]
+
+Each case is a lab of its own and the playbooks of the Molecule scenario `boot`: remember the source, migrate it, look
+whether the target is the same server. What the playbooks say is in build/boot-matrix/CASE.log.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCENARIO = REPOSITORY / "extensions/molecule/boot"
+LOGS = REPOSITORY / "build/boot-matrix"
+LAB = [sys.executable, "-m", "lab", "--name", "bootmatrix"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A source: its hardware and layout, the filesystem of its root, and further disks as mount and filesystem."""
+
+    name: str
+    what: str
+    virtual: dict[str, Any]
+    root: str = "ext4"
+    data: dict[str, str] = field(default_factory=dict)
+    control: bool = False
+
+    @property
+    def firmware(self) -> str:
+        return str(self.virtual.get("firmware", "bios"))
+
+    def lab(self) -> dict[str, Any]:
+        """The description of the lab."""
+        mounts = {"/": self.root, **self.data}
+        disks = [
+            {
+                "device": f"sd{'abc'[number]}",
+                "serial": f"LAB-BOOT1-{number}",
+                "size_mib": 2048 if number == 0 else 512,
+                "filesystem": filesystem,
+                "mount": mount,
+            }
+            for number, (mount, filesystem) in enumerate(mounts.items())
+        ]
+        described: dict[str, Any] = yaml.safe_load((REPOSITORY / "tests/boot-lab.yml").read_text(encoding="utf-8"))
+        described["sources"][0] |= {"virtual": {"initramfs": "dep", **self.virtual}, "disks": disks}
+        described["instances"][0] |= {
+            "firmware": self.firmware,
+            "data_disks": [{"id": f"disk-bootdat{number}", "size_gb": 1} for number in range(1, len(disks))],
+        }
+        return described
+
+    def inventory(self) -> dict[str, Any]:
+        """The scenario's inventory with this case's disks."""
+        described: dict[str, Any] = yaml.safe_load((SCENARIO / "inventory/hosts.yml").read_text(encoding="utf-8"))
+        host = described["sources"]["children"]["booting"]["hosts"]["boot1"]
+        host["boot_control"] = self.control
+        host["boot_firmware"] = self.firmware
+        host["fleetlift_disks"] += [
+            {"source": f"/dev/sd{'abc'[number]}", "target": f"data{number}"} for number in range(1, len(self.data) + 1)
+        ]
+        return described
+
+
+IDE = {"firmware": "bios", "bus": "ide", "nic": "e1000"}
+AHCI = {"bus": "ahci", "nic": "e1000e", "table": "gpt"}
+CASES = (
+    Case("dep", "MBR, BIOS, IDE, e1000, ext4, initramfs for this hardware only", IDE, control=True),
+    Case("uefi", "GPT, UEFI, AHCI, e1000e, ext4", {**AHCI, "firmware": "uefi"}),
+    Case("lvm", "MBR, BIOS, IDE, e1000, root on LVM, separate /boot", {**IDE, "lvm": True, "separate_boot": True}),
+    Case("gpt-bios", "GPT with BIOS boot partition, AHCI, e1000e, ext4", {**AHCI, "firmware": "bios"}),
+    Case("xfs", "MBR, BIOS, IDE, e1000, root on xfs", IDE, root="xfs"),
+    Case("boot", "MBR, BIOS, IDE, e1000, separate /boot", {**IDE, "separate_boot": True}),
+    Case("disks", "two data disks, by device name in fstab", IDE, data={"/var/www": "ext4", "/srv": "xfs"}),
+)
+
+
+def run_case(case: Case, work: Path) -> bool:
+    """Run one case; whether all of it went well. Its lab is gone afterwards."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "lab.yml").write_text(yaml.safe_dump(case.lab()), encoding="utf-8")
+    (work / "hosts.yml").write_text(yaml.safe_dump(case.inventory()), encoding="utf-8")
+    inventories = ["-i", str(REPOSITORY / "extensions/molecule/inventory"), "-i", str(work / "hosts.yml")]
+    environment = {**os.environ, "FLEETLIFT_REPOSITORY": str(REPOSITORY), "PYTHONPATH": str(REPOSITORY)}
+    steps = [[*LAB, "down"], [*LAB, "up", str(work / "lab.yml")]]
+    steps += [
+        [*LAB, "run", "--", "ansible-playbook", *inventories, "--limit", "booting", str(SCENARIO / f"{play}.yml")]
+        for play in ("prepare", "converge", "verify")
+    ]
+    with (LOGS / f"{case.name}.log").open("wb") as log:
+        try:
+            for step in steps:
+                done = subprocess.run(step, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, check=False)
+                if done.returncode != 0:
+                    return False
+            return True
+        finally:
+            subprocess.run([*LAB, "down"], cwd=REPOSITORY, stdout=log, stderr=log, check=False)
+
+
+def main() -> int:
+    wanted = sys.argv[1:]
+    unknown = sorted(set(wanted) - {case.name for case in CASES})
+    if unknown:
+        sys.exit(f"there is no case {', '.join(unknown)}; there are {', '.join(case.name for case in CASES)}")
+    LOGS.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    for case in CASES:
+        if wanted and case.name not in wanted:
+            continue
+        started = time.monotonic()
+        passed = run_case(case, LOGS / case.name)
+        outcomes.append(passed)
+        word = "passed" if passed else f"FAILED, see build/boot-matrix/{case.name}.log"
+        print(f"{case.name}: {case.what}: {word} ({time.monotonic() - started:.0f} s)", flush=True)
+    print(f"{outcomes.count(True)} passed, {outcomes.count(False)} failed")
+    return 0 if all(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
