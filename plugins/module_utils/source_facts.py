@@ -337,6 +337,7 @@ def _disk(
         "swap": [node.path for node in (disk, *partitions, *volumes) if _swapped(system, node, swaps)],
         "mounted": bool(mountpoints),
         "system": "/" in mountpoints,
+        "used_bytes": _used(filesystems),
     }
     return record, [_weighed(finding, record) for finding in findings]
 
@@ -426,6 +427,11 @@ def _filesystem(
         "used_bytes": usage[0] - usage[1] if usage else None,
         "free_bytes": usage[1] if usage else None,
     }
+
+
+def _used(filesystems: Sequence[Mapping[str, Any]]) -> int | None:
+    known = [filesystem["used_bytes"] for filesystem in filesystems if filesystem["used_bytes"] is not None]
+    return sum(known) if known else None
 
 
 def _swapped(system: System, node: Node, swaps: Sequence[str]) -> bool:

@@ -37,6 +37,26 @@ options:
     type: list
     elements: str
     default: []
+  sample_seconds:
+    description:
+      - How long the disks are watched, at least, to tell how much is written to them. With V(0) they are not.
+    type: float
+    default: 1.0
+  probe_address:
+    description:
+      - Where to measure the path to, usually the address of the target. Whatever listens at O(probe_port) there must
+        read what comes and throw it away, as C(socat -u TCP-LISTEN:5201,fork /dev/null) does.
+      - Before the landing there is nothing on the target that would, so that nothing is measured if this is not set.
+    type: str
+  probe_port:
+    description:
+      - The port to measure the path to.
+    type: int
+  probe_bytes:
+    description:
+      - The most bytes to send for the measurement, which also ends after five seconds.
+    type: int
+    default: 8388608
 notes:
   - The module succeeds whatever it finds. A finding with RV(findings[].severity=blocker) says that a migration would
     fail.
@@ -118,6 +138,35 @@ facts:
       description: What manages services, V(systemd), V(openrc), V(sysv) or V(none).
       type: str
       sample: systemd
+    probe:
+      description:
+        - The measurement of the path to O(probe_address).
+      type: dict
+      contains:
+        bytes_per_second:
+          description: What the path carried; null when it was not measured.
+          type: float
+          sample: 11796480.0
+        bytes:
+          description: How many bytes the other end acknowledged.
+          type: int
+          sample: 8388608
+        seconds:
+          description: In how many seconds.
+          type: float
+          sample: 0.711
+        address:
+          description: The address of the other end, null when none was given.
+          type: str
+          sample: 203.0.113.11
+        port:
+          description: The port of the other end, null when none was given.
+          type: int
+          sample: 5201
+        reason:
+          description: Why it was not measured, null when it was.
+          type: str
+          sample: null
     disks:
       description: Every disk with a medium. Loop devices, memory disks, optical drives and volumes are none.
       type: list
@@ -201,6 +250,19 @@ facts:
           description: Whether this disk holds the root filesystem.
           type: bool
           sample: true
+        used_bytes:
+          description: What the mounted filesystems of this disk say is in use; null when none is mounted.
+          type: int
+          sample: 4294967296
+        write_bytes_per_second:
+          description:
+            - How much was written to it while the module ran, O(sample_seconds) at least; null when it is not known.
+          type: float
+          sample: 524288.0
+        write_bytes_per_second_since_boot:
+          description: How much was written to it on average since the server booted; null when it is not known.
+          type: float
+          sample: 73728.0
 findings:
   description: What stands in the way of a migration, worst first.
   returned: always
@@ -245,6 +307,12 @@ import uuid
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.process import get_bin_path
+from ansible_collections.fleetlift.cvm.plugins.module_utils.bandwidth_probe import Probe, measure, not_measured
+from ansible_collections.fleetlift.cvm.plugins.module_utils.disk_activity import (
+    parse_diskstats,
+    parse_uptime,
+    write_rate,
+)
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import by_severity
 from ansible_collections.fleetlift.cvm.plugins.module_utils.source_facts import (
     HEAD_BYTES,
@@ -261,6 +329,9 @@ BTRFS_IOC_FS_INFO = 0x8400941F
 # adjtimex(2): the answer when the clock is not kept by anyone. struct timex has 208 bytes at most.
 TIME_ERROR = 5
 TIMEX_BYTES = 512
+
+# The longest that the measurement of the path may take.
+PROBE_SECONDS = 5.0
 
 
 class LiveSystem:
@@ -360,16 +431,57 @@ def ssh_host_keys() -> list[str]:
     return keys
 
 
+def probe(params: dict) -> Probe:
+    """The measurement that the module's options ask for."""
+    if not (params["probe_address"] and params["probe_port"]):
+        return not_measured("nothing was named that would read what is sent")
+    return measure(
+        params["probe_address"],
+        params["probe_port"],
+        limit_bytes=params["probe_bytes"],
+        limit_seconds=PROBE_SECONDS,
+    )
+
+
+class Activity:
+    """Watches what is written to the disks from when it is made until it is asked."""
+
+    def __init__(self, system: LiveSystem) -> None:
+        self._system = system
+        self._begun = time.monotonic()
+        self._before = self._look()
+
+    def _look(self) -> dict[str, int]:
+        return parse_diskstats(self._system.text("/proc/diskstats") or "")
+
+    def add_to(self, disks: list[dict], at_least: float) -> None:
+        """Write the rates into the records of *disks*, after *at_least* seconds of watching."""
+        if at_least > 0:
+            time.sleep(max(0.0, self._begun + at_least - time.monotonic()))
+        after, seconds = self._look(), time.monotonic() - self._begun
+        uptime = parse_uptime(self._system.text("/proc/uptime") or "")
+        for disk in disks:
+            rate = write_rate(disk["name"], self._before, after, seconds if at_least > 0 else 0, uptime)
+            disk["write_bytes_per_second"] = rate.sampled
+            disk["write_bytes_per_second_since_boot"] = rate.since_boot
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "services": {"type": "list", "elements": "str", "default": []},
             "controller_time": {"type": "float"},
             "tools": {"type": "list", "elements": "str", "default": []},
+            "sample_seconds": {"type": "float", "default": 1.0},
+            "probe_address": {"type": "str"},
+            "probe_port": {"type": "int"},
+            "probe_bytes": {"type": "int", "default": 8388608},
         },
+        required_by={"probe_address": "probe_port"},
         supports_check_mode=True,
     )
     system = LiveSystem()
+    activity = Activity(system)
     epoch = time.time()
     manager = service_manager(module)
     memory = parse_meminfo(system.text("/proc/meminfo") or "")
@@ -396,8 +508,10 @@ def main() -> None:
         "clock": {"epoch": epoch, "synchronised": clock_synchronised()},
         "tools": [name for name in module.params["tools"] if has_tool(name)],
         "service_manager": manager,
+        "probe": probe(module.params).record(),
         "disks": disks,
     }
+    activity.add_to(disks, module.params["sample_seconds"])
     module.exit_json(changed=False, facts=facts, findings=[finding.record() for finding in by_severity(findings)])
 
 
