@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lab import diskbuild
 from lab.cloud.hypervisor import HypervisorError, IngressRule, InstanceSpec
 from lab.description import GIB
 from lab.errors import LabError
+from lab.loopdisk import copy_sparse
 from lab.machines.protocol import Machine, MachineDisk, MachineError, State
 from lab.network import Network
 from lab.site import MachineSite
@@ -42,6 +43,7 @@ class LabHypervisor:
         self._site = site
         self._network = network
         self._disks = disks
+        self._snapshots = disks / "snapshots"
         self._machines: dict[str, Machine] = {}
         self._fresh: set[str] = set()
         self._lock = threading.Lock()
@@ -73,14 +75,45 @@ class LabHypervisor:
         with reported():
             self._file(disk_id).unlink(missing_ok=True)
 
+    def _kept(self, snapshot_id: str) -> Path:
+        return self._snapshots / f"{snapshot_id}.img"
+
+    def snapshot_disk(self, disk_id: str, snapshot_id: str, progress: Callable[[int], None]) -> None:
+        with reported(), ExitStack() as stack:
+            self._snapshots.mkdir(mode=0o700, exist_ok=True)
+            for machine in self.machines():
+                if any(disk.file == self._file(disk_id) for disk in machine.disks):
+                    stack.enter_context(machine.still())
+            copy_sparse(self._file(disk_id), self._kept(snapshot_id), progress)
+
+    def apply_snapshot(self, snapshot_id: str, disk_id: str) -> None:
+        with reported():
+            new = self._file(disk_id).with_suffix(".new")
+            copy_sparse(self._kept(snapshot_id), new)
+            new.replace(self._file(disk_id))
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        with reported():
+            self._kept(snapshot_id).unlink(missing_ok=True)
+
+    def reinstall(self, spec: InstanceSpec) -> None:
+        with reported():
+            if spec.instance_id in self._virtual:
+                raise LabError(f"the image {spec.image_id} has no boot loader, and {spec.instance_id} needs one")
+            self._install(spec)
+
+    def _install(self, spec: InstanceSpec) -> None:
+        """Put the stock image onto the system disk."""
+        system = spec.disks[0]
+        mountpoint = self._disks / f"mnt-{system.disk_id}"
+        size = system.size_gb * GIB
+        diskbuild.build_stock(self._file(system.disk_id), size, self._site.base_root, mountpoint, spec.password)
+
     def create(self, spec: InstanceSpec) -> None:
         with reported():
             system = spec.disks[0].disk_id
             if spec.image_id and system in self._fresh:
-                size = self._file(system).stat().st_size
-                diskbuild.build_stock(
-                    self._file(system), size, self._site.base_root, self._disks / f"mnt-{system}", spec.password
-                )
+                self._install(spec)
             self._fresh.difference_update(disk.disk_id for disk in spec.disks)
             addresses = [*spec.private_addresses, *spec.public_addresses]
             firmware = self._virtual.get(spec.instance_id, "")

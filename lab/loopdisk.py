@@ -10,13 +10,16 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.command import run
 from lab.errors import LabError
+
+# Bytes that are copied between two words about the progress.
+COPY_STEP = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,38 @@ def create_sparse(path: Path, size: int) -> None:
         os.truncate(fd, size)
     finally:
         os.close(fd)
+
+
+def copy_sparse(source: Path, target: Path, progress: Callable[[int], None] = lambda percent: None) -> None:
+    """Make ``target`` a file with the bytes of ``source`` and its holes; ``progress`` is told whole per cents."""
+    target.unlink(missing_ok=True)
+    size = source.stat().st_size
+    create_sparse(target, size)
+    told = 0
+    with source.open("rb") as reading, target.open("r+b") as writing:
+        for offset, end in data_ranges(reading.fileno(), size):
+            while offset < end:
+                # The kernel shares the blocks where the filesystem can.
+                offset += os.copy_file_range(
+                    reading.fileno(), writing.fileno(), min(COPY_STEP, end - offset), offset, offset
+                )
+                if offset * 100 // size > told:
+                    told = offset * 100 // size
+                    progress(told)
+
+
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of the file ``fd`` that are no holes, as (offset, end) in bytes."""
+    end = 0
+    while end < size:
+        try:
+            offset = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            raise
+        end = os.lseek(fd, offset, os.SEEK_HOLE)
+        yield offset, end
 
 
 def attach(path: Path, *, read_only: bool = False) -> LoopDevice:

@@ -16,6 +16,7 @@ from lab.cloud.parameters import JsonObject
 from lab.cloud.store import DISK_ID, Disk, Instance, Store
 
 MAXIMUM_DISKS_PER_CALL = 10
+MIB_PER_GIB = 1024
 MAXIMUM_DATA_DISKS = 20
 DISK_TYPES = ("CLOUD_BASIC", "CLOUD_PREMIUM", "CLOUD_BSSD", "CLOUD_SSD", "CLOUD_HSSD", "CLOUD_TSSD")
 SMALLEST_DISK, LARGEST_DISK = 1, 32000  # GiB; the vendor's minimum is 10 or 20 by type, the lab's machines have less
@@ -35,7 +36,8 @@ def describe_disks(cloud: Cloud, call: Call) -> JsonObject:
         disks = _ordered(_by_ids(cloud.store, ids), call)
         selected = _filters(cloud.store).select(disks, filters or [])
         shown = page(selected, call.get("Offset", 0), call.get("Limit", 20))
-        return {"TotalCount": len(selected), "DiskSet": [_disk(item) for item in shown]}
+        answers = [_disk(item, len(cloud.store.snapshots_of(item.disk_id))) for item in shown]
+        return {"TotalCount": len(selected), "DiskSet": answers}
 
 
 @action("cbs")
@@ -278,7 +280,7 @@ def _filters(store: Store) -> Filters[Disk]:
     )
 
 
-def _disk(disk: Disk) -> JsonObject:
+def _disk(disk: Disk, snapshots: int) -> JsonObject:
     return {
         "DiskId": disk.disk_id,
         "DiskName": disk.name,
@@ -296,8 +298,8 @@ def _disk(disk: Disk) -> JsonObject:
         "Shareable": False,
         "Encrypt": False,
         "SnapshotAbility": True,
-        "SnapshotCount": 0,
-        "SnapshotSize": 0,
+        "SnapshotCount": snapshots,
+        "SnapshotSize": snapshots * disk.size_gb * MIB_PER_GIB,
         "Rollbacking": disk.state == "ROLLBACKING",
         "Migrating": False,
         "DeleteWithInstance": disk.delete_with_instance or disk.usage == "SYSTEM_DISK",

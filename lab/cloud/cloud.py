@@ -42,7 +42,7 @@ class Cloud:
     def build(self, instance_id: str, password: str | None, *, start: bool) -> None:
         """Make an instance's disks and machine, connect it, and start it. Blocks; raises HypervisorError."""
         with self.store.reading():
-            spec = self._spec(self.store.instances[instance_id], password)
+            spec = self.spec(self.store.instances[instance_id], password)
         for disk in spec.disks:
             self.hypervisor.create_disk(disk.disk_id, disk.size_gb)
         self.hypervisor.create(spec)
@@ -122,6 +122,12 @@ class Cloud:
         with self.store.changing():
             for disk in self.store.disks.values():
                 _recover_disk(disk)
+            for snapshot in [item for item in self.store.snapshots.values() if item.state != "NORMAL"]:
+                if snapshot.state == "CREATING":
+                    self.hypervisor.delete_snapshot(snapshot.snapshot_id)
+                    del self.store.snapshots[snapshot.snapshot_id]
+                else:
+                    snapshot.state = "NORMAL"
             for instance in self.store.instances.values():
                 self._recover_instance(instance)
 
@@ -141,7 +147,8 @@ class Cloud:
         if interrupted:
             mark_done(instance, INTERRUPTED)
 
-    def _spec(self, instance: Instance, password: str | None) -> InstanceSpec:
+    def spec(self, instance: Instance, password: str | None) -> InstanceSpec:
+        """The machine of an instance as the hypervisor is to build it (the caller holds the store)."""
         return InstanceSpec(
             instance_id=instance.instance_id,
             name=instance.name,
@@ -175,6 +182,8 @@ def _recover_disk(disk: Disk) -> None:
         disk.state, disk.instance_id, disk.error_prompt = "UNATTACHED", None, INTERRUPTED
     elif disk.state == "DETACHING":
         disk.state, disk.error_prompt = "ATTACHED", INTERRUPTED
+    elif disk.state == "ROLLBACKING":
+        disk.state, disk.error_prompt = "ATTACHED" if disk.instance_id else "UNATTACHED", INTERRUPTED
 
 
 def _one_of(*allowed: str) -> Callable[[Any], str]:

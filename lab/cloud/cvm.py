@@ -98,7 +98,9 @@ def start_instances(cloud: Cloud, call: Call) -> JsonObject:
         return "RUNNING"
 
     with cloud.store.changing():
-        cloud.transitions.begin(_admitted(cloud.store, call), call.action, call.request_id, work)
+        cloud.transitions.begin(
+            admitted(cloud.store, call.parameters["InstanceIds"], call.action), call.action, call.request_id, work
+        )
     return {}
 
 
@@ -109,12 +111,12 @@ def stop_instances(cloud: Cloud, call: Call) -> JsonObject:
     mode = _choice(call, "StoppedMode", ("KEEP_CHARGING", "STOP_CHARGING"), "KEEP_CHARGING")
 
     def work(instance_id: str) -> str:
-        _power_off(cloud, instance_id, how)
+        power_off(cloud, instance_id, how)
         _set_stop_charging(cloud.store, instance_id, mode)
         return "STOPPED"
 
     with cloud.store.changing():
-        instances = _admitted(cloud.store, call)
+        instances = admitted(cloud.store, call.parameters["InstanceIds"], call.action)
         if mode == "STOP_CHARGING" and any(item.charge_type != "POSTPAID_BY_HOUR" for item in instances):
             raise ApiError(
                 "UnsupportedOperation.StoppedModeStopCharging", "Only instances paid by the hour can stop charging."
@@ -137,7 +139,9 @@ def reboot_instances(cloud: Cloud, call: Call) -> JsonObject:
         return "RUNNING"
 
     with cloud.store.changing():
-        cloud.transitions.begin(_admitted(cloud.store, call), call.action, call.request_id, work)
+        cloud.transitions.begin(
+            admitted(cloud.store, call.parameters["InstanceIds"], call.action), call.action, call.request_id, work
+        )
     return {}
 
 
@@ -147,7 +151,7 @@ def terminate_instances(cloud: Cloud, call: Call) -> JsonObject:
     if call.get("ReleaseAddress") or call.get("ReleasePrepaidDataDisks"):
         raise ApiError("UnsupportedOperation", "This cloud has no elastic addresses or prepaid data disks to release.")
     with cloud.store.changing():
-        instances = _admitted(cloud.store, call)
+        instances = admitted(cloud.store, call.parameters["InstanceIds"], call.action)
         for instance in instances:
             if instance.disable_api_termination:
                 raise ApiError(
@@ -171,7 +175,7 @@ def enter_rescue_mode(cloud: Cloud, call: Call) -> JsonObject:
 
     def work(instance_id: str) -> str:
         if cloud.hypervisor.is_running(instance_id):
-            _power_off(cloud, instance_id, how)
+            power_off(cloud, instance_id, how)
         try:
             cloud.hypervisor.rescue(instance_id, username, password)
         except HypervisorError as error:
@@ -180,8 +184,7 @@ def enter_rescue_mode(cloud: Cloud, call: Call) -> JsonObject:
         return "RESCUE_MODE"
 
     with cloud.store.changing():
-        instance = _existing(cloud.store, call.parameters["InstanceId"])
-        check_admissible(instance, call.action)
+        (instance,) = admitted(cloud.store, [call.parameters["InstanceId"]], call.action)
         if instance.instance_type.split(".")[0] in ARM_FAMILIES:
             raise ApiError("UnsupportedOperation.ArmArchitecture", f"`{instance.instance_id}` is an ARM instance.")
         if instance.stop_charging_mode == "STOP_CHARGING":
@@ -198,12 +201,11 @@ def exit_rescue_mode(cloud: Cloud, call: Call) -> JsonObject:
     """RESCUE_MODE -> EXIT_RESCUE_MODE -> STOPPED: the instance stays off until it is started."""
 
     def work(instance_id: str) -> str:
-        _power_off(cloud, instance_id, "SOFT_FIRST")
+        power_off(cloud, instance_id, "SOFT_FIRST")
         return "STOPPED"
 
     with cloud.store.changing():
-        instance = _existing(cloud.store, call.parameters["InstanceId"])
-        check_admissible(instance, call.action)
+        (instance,) = admitted(cloud.store, [call.parameters["InstanceId"]], call.action)
         cloud.transitions.begin([instance], call.action, call.request_id, work)
     return {}
 
@@ -228,14 +230,20 @@ def _by_ids(store: Store, ids: list[str] | None) -> list[Instance]:
     return [store.instances[name] for name in dict.fromkeys(ids) if name in store.instances]
 
 
-def _admitted(store: Store, call: Call) -> list[Instance]:
-    ids = call.parameters["InstanceIds"]
+def admitted(store: Store, ids: list[str], action_name: str) -> list[Instance]:
+    """The instances of these ids, each of which is in a state that the action may start from (or the refusal)."""
     if not ids:
         raise ApiError("MissingParameter", "`InstanceIds` names no instance.")
     _check_ids(ids)
     instances = [_existing(store, name) for name in dict.fromkeys(ids)]
     for instance in instances:
-        check_admissible(instance, call.action)
+        check_admissible(instance, action_name)
+        busy = [name for name in instance.disk_ids if store.disks[name].state == "ROLLBACKING"]
+        if busy:
+            raise ApiError(
+                "OperationDenied.InstanceOperationInProgress",
+                f"`{instance.instance_id}` has a disk that is being rolled back ({busy[0]}), please try again later.",
+            )
     return instances
 
 
@@ -269,7 +277,8 @@ def _choice(call: Call, name: str, allowed: tuple[str, ...], default: str) -> st
     return value
 
 
-def _power_off(cloud: Cloud, instance_id: str, how: str) -> None:
+def power_off(cloud: Cloud, instance_id: str, how: str) -> None:
+    """Switch a machine off as a StopType says. Blocks; raises HypervisorError."""
     if how != "SOFT_FIRST":
         cloud.hypervisor.stop(instance_id, how == "HARD")
         return
@@ -296,7 +305,7 @@ def _set_stop_charging(store: Store, instance_id: str, mode: str) -> None:
 
 def _isolate(cloud: Cloud, instance_id: str) -> str:
     if cloud.hypervisor.is_running(instance_id):
-        _power_off(cloud, instance_id, "SOFT_FIRST")
+        power_off(cloud, instance_id, "SOFT_FIRST")
     with cloud.store.changing():
         cloud.store.instances[instance_id].isolated_source = "MANMADE"
     return "SHUTDOWN"

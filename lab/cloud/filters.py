@@ -18,7 +18,8 @@ Item = TypeVar("Item")
 
 
 class Filters(Generic[Item]):
-    """The filters that an action knows: name -> the values an item has under it. tags serves tag-key, tag:KEY...
+    """The filters that an action knows: name -> the values an item has under it. tags serves tag-key,
+    tag:KEY...; it is None for an action without such filters.
 
     unknown_name and too_many are the codes that the action documents for them.
     """
@@ -26,17 +27,16 @@ class Filters(Generic[Item]):
     def __init__(
         self,
         getters: Mapping[str, Callable[[Item], list[str]]],
-        tags: Callable[[Item], Mapping[str, str]],
+        tags: Callable[[Item], Mapping[str, str]] | None,
         *,
         unknown_name: str,
         too_many: str,
     ) -> None:
         self._tags = tags
-        self._getters = {
-            **getters,
-            "tag-key": lambda item: list(tags(item)),
-            "tag-value": lambda item: list(tags(item).values()),
-        }
+        self._getters = dict(getters)
+        if tags is not None:
+            self._getters["tag-key"] = lambda item: list(tags(item))
+            self._getters["tag-value"] = lambda item: list(tags(item).values())
         self._unknown_name = unknown_name
         self._too_many = too_many
 
@@ -56,9 +56,10 @@ class Filters(Generic[Item]):
         return items
 
     def _getter(self, name: str) -> Callable[[Item], list[str]]:
-        if name.startswith("tag:"):
+        tags = self._tags
+        if name.startswith("tag:") and tags is not None:
             key = name.removeprefix("tag:")
-            return lambda item: [self._tags(item)[key]] if key in self._tags(item) else []
+            return lambda item: [tags(item)[key]] if key in tags(item) else []
         if name not in self._getters:
             raise ApiError(self._unknown_name, f"The filter `{name}` is not supported.")
         return self._getters[name]

@@ -10,7 +10,7 @@ raised as HypervisorError: the instance's operation then ends as FAILED with tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -69,6 +69,18 @@ class Hypervisor(Protocol):
 
     def delete_disk(self, disk_id: str) -> None:
         """Forget a detached disk and its data."""
+
+    def snapshot_disk(self, disk_id: str, snapshot_id: str, progress: Callable[[int], None]) -> None:
+        """Keep what a disk holds at this moment, also of a running machine. progress is told whole per cents."""
+
+    def apply_snapshot(self, snapshot_id: str, disk_id: str) -> None:
+        """Have a disk that no running machine uses hold what it held when the snapshot was made."""
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Forget a snapshot; one that does not exist is none to forget."""
+
+    def reinstall(self, spec: InstanceSpec) -> None:
+        """Put the image of spec onto the system disk of a stopped machine, at the size that spec has."""
 
     def create(self, spec: InstanceSpec) -> None:
         """Build a machine with its disks attached and its network in place, powered off."""

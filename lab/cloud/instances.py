@@ -48,7 +48,10 @@ STATES = SETTLED | TRANSITIONAL
 
 @dataclass(frozen=True)
 class Operation:
-    """allowed: states it may start from. passing: the state meanwhile. from_isolated: also for isolated instances."""
+    """allowed: states it may start from. passing: the state meanwhile, empty for the one before.
+
+    from_isolated: also for isolated instances.
+    """
 
     allowed: frozenset[str]
     passing: str
@@ -60,6 +63,8 @@ OPERATIONS = {
     "StartInstances": Operation(frozenset({"STOPPED"}), "STARTING"),
     "StopInstances": Operation(frozenset({"RUNNING"}), "STOPPING"),
     "RebootInstances": Operation(frozenset({"RUNNING"}), "REBOOTING"),
+    # Its own state meanwhile is not documented: the instance keeps the one it has.
+    "ResetInstance": Operation(frozenset({"RUNNING", "STOPPED"}), ""),
     "TerminateInstances": Operation(frozenset({"RUNNING", "STOPPED", "SHUTDOWN"}), "TERMINATING", from_isolated=True),
     "EnterRescueMode": Operation(frozenset({"RUNNING", "STOPPED"}), "ENTER_RESCUE_MODE"),
     "ExitRescueMode": Operation(frozenset({"RESCUE_MODE"}), "EXIT_RESCUE_MODE"),
@@ -140,7 +145,7 @@ class Transitions:
         for instance in instances:
             before = instance.state
             mark_operating(instance, action, request_id)
-            instance.state = OPERATIONS[action].passing
+            instance.state = OPERATIONS[action].passing or before
             self.submit(instance.instance_id, self._run, instance.instance_id, action, before, work)
 
     def submit(self, machine: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:

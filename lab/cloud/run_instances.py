@@ -144,7 +144,7 @@ def _instance(store: Store, call: Call, zone: str, private: str, public: list[st
         zone=zone,
         instance_type=instance_type,
         image_id=call.parameters["ImageId"],
-        os_name=_os_name(store, call.parameters["ImageId"]),
+        os_name=image_name(store, call.parameters["ImageId"]),
         host_name=call.get("HostName", ""),
         system_disk_id=disks[0].disk_id,
         data_disk_ids=[disk.disk_id for disk in disks[1:]],
@@ -166,7 +166,8 @@ def _instance(store: Store, call: Call, zone: str, private: str, public: list[st
     return instance, disks
 
 
-def _os_name(store: Store, image_id: str) -> str:
+def image_name(store: Store, image_id: str) -> str:
+    """The name of an image, or the documented refusal."""
     if not re.fullmatch(r"img-[a-z0-9]{8}", image_id):
         raise ApiError("InvalidImageId.Malformed", f"The image id `{image_id}` is malformed.")
     if image_id not in store.site.images:

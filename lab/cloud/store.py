@@ -1,9 +1,9 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the cloud remembers: instances, disks, security groups, used client tokens.
+"""What the cloud remembers: instances, disks and their snapshots, security groups, used client tokens.
 
-State lives in memory behind one lock; after each change an atomic JSON snapshot is written, so that a
+State lives in memory behind one lock; after each change its JSON file is replaced, so that a
 restarted lab continues where it was. Passwords are never part of it.
 """
 
@@ -23,10 +23,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 
 INSTANCE_ID = re.compile(r"ins-[a-z0-9]{8}")
 DISK_ID = re.compile(r"disk-[a-z0-9]{8}")
+SNAPSHOT_ID = re.compile(r"snap-[a-z0-9]{8}")
 GROUP_ID = re.compile(r"sg-[a-z0-9]+")
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
@@ -57,6 +58,23 @@ class Disk:
     created: str = field(default_factory=now_text)
     tags: dict[str, str] = field(default_factory=dict)
     error_prompt: str = ""
+
+
+@dataclass
+class Snapshot:
+    """What a cloud disk held. size_gb and usage are the disk's; percent says how much of it has been kept."""
+
+    snapshot_id: str
+    disk_id: str
+    size_gb: int
+    zone: str
+    usage: str
+    name: str
+    state: str = "CREATING"
+    percent: int = 0
+    deadline: str | None = None
+    created: str = field(default_factory=now_text)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -164,6 +182,7 @@ class Store:
         self.site = site or Site()
         self.instances: dict[str, Instance] = {}
         self.disks: dict[str, Disk] = {}
+        self.snapshots: dict[str, Snapshot] = {}
         self.groups: dict[str, SecurityGroup] = {}
         self.client_tokens: dict[str, list[str]] = {}
         self._path = path
@@ -220,6 +239,10 @@ class Store:
             _check_new(self.groups, group.group_id, GROUP_ID)
             self.groups[group.group_id] = group
 
+    def snapshots_of(self, disk_id: str) -> list[Snapshot]:
+        """The snapshots of a disk."""
+        return [item for item in self.snapshots.values() if item.disk_id == disk_id]
+
     def new_id(self, prefix: str) -> str:
         """A fresh id such as ins-1a2b3c4d."""
         return f"{prefix}-{''.join(secrets.choice(_ID_ALPHABET) for _ in range(8))}"
@@ -231,6 +254,7 @@ class Store:
             )
         self.instances = {item["instance_id"]: Instance(**item) for item in data["instances"]}
         self.disks = {item["disk_id"]: Disk(**item) for item in data["disks"]}
+        self.snapshots = {item["snapshot_id"]: Snapshot(**item) for item in data["snapshots"]}
         self.groups = {item["group_id"]: _group(item) for item in data["groups"]}
         self.client_tokens = data["client_tokens"]
 
@@ -241,6 +265,7 @@ class Store:
             "schema": SCHEMA,
             "instances": [asdict(item) for item in self.instances.values()],
             "disks": [asdict(item) for item in self.disks.values()],
+            "snapshots": [asdict(item) for item in self.snapshots.values()],
             "groups": [asdict(item) for item in self.groups.values()],
             "client_tokens": self.client_tokens,
         }

@@ -15,14 +15,15 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lab import loopdisk
 from lab.errors import LabError
+from lab.freezing import freeze, parse_mountinfo, thaw
 from lab.ledger import Ledger
 from lab.loopdisk import LoopDevice
 from lab.machines.devices import Disk
@@ -169,6 +170,30 @@ class NamespaceMachine:
                     raise MachineError(f"{self.name}: disk {serial} cannot be taken out: {event['reason']}")
                 loopdisk.detach(run.loops.pop(name))
             self._disks.remove(disk)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Freeze the guest's filesystems for the length of the block; what they had not written yet is written."""
+        with self._calls, ExitStack() as stack:
+            if self._run is not None:
+                for fd in self._filesystems(self._run, stack):
+                    freeze(fd)
+                    stack.callback(thaw, fd)
+            yield
+
+    def _filesystems(self, run: Run, stack: ExitStack) -> Iterator[int]:
+        """Open each filesystem on the machine's disks, the ones that are mounted on others first."""
+        root = self.root
+        if root is None:
+            return
+        mounts = parse_mountinfo((root.parent / "mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+        mountpoints = {item.source: item.mountpoint for item in mounts if not item.read_only}
+        for name in reversed(run.loops):
+            if f"/dev/{name}" in mountpoints:
+                path = root / mountpoints[f"/dev/{name}"].lstrip("/")
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, fd)
+                yield fd
 
     def destroy(self) -> None:
         """Cut the power and give everything back but the disks."""

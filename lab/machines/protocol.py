@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -87,6 +88,9 @@ class Machine(Protocol):
 
     def detach(self, serial: str) -> None:
         """Take a disk out."""
+
+    def still(self) -> AbstractContextManager[None]:
+        """Nothing changes on the disks for the length of the block, as a storage sees to when it takes a snapshot."""
 
     def destroy(self) -> None:
         """Cut the power and give everything back but the disks."""

@@ -14,8 +14,8 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,6 +211,22 @@ class QemuMachine:
             if disk is not None:
                 self._only_off("give up a disk")
                 self._disks.remove(disk)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Pause the guest for the length of the block."""
+        with self._calls:
+            current = self._run
+            if current is None:
+                yield
+                return
+            with self._monitor(current) as monitor:
+                monitor.execute("stop")
+            try:
+                yield
+            finally:
+                with self._monitor(current) as monitor:
+                    monitor.execute("cont")
 
     def destroy(self) -> None:
         """Cut the power and give everything back but the disks."""

@@ -72,6 +72,19 @@ class RecordingHypervisor:
         self._do("delete_disk", disk_id)
         del self.disks[disk_id]
 
+    def snapshot_disk(self, disk_id: str, snapshot_id: str, progress: Callable[[int], None]) -> None:
+        progress(50)
+        self._do("snapshot_disk", disk_id, snapshot_id)
+
+    def apply_snapshot(self, snapshot_id: str, disk_id: str) -> None:
+        self._do("apply_snapshot", disk_id, snapshot_id)
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        self._do("delete_snapshot", snapshot_id)
+
+    def reinstall(self, spec: InstanceSpec) -> None:
+        self._do("reinstall", spec.instance_id, spec)
+
     def create(self, spec: InstanceSpec) -> None:
         self._do("create", spec.instance_id, spec)
 

@@ -71,7 +71,10 @@ def test_required_parameter_is_missed(fleet: CloudUnderTest, client: str, action
         "Placement": {"Zone": "ap-guangzhou-3"},
         "DiskChargeType": "POSTPAID_BY_HOUR",
         "DiskType": "CLOUD_BSSD",
+        "DiskId": "disk-spare001",
         "DiskIds": ["disk-spare001"],
+        "SnapshotId": "snap-00000000",
+        "SnapshotIds": ["snap-00000000"],
         "SecurityGroupId": "sg-fleetlift",
         "SecurityGroupPolicySet": {"Ingress": [{"Action": "ACCEPT", "CidrBlock": "0.0.0.0/0"}]},
     }

@@ -131,7 +131,7 @@ def test_product_version_and_action_must_exist(fleet: CloudUnderTest) -> None:
     assert code(fleet, signed(fleet, service="tat")) == "NoSuchProduct"
     assert code(fleet, {**signed(fleet), "X-TC-Version": "2019-01-01"}) == "NoSuchVersion"
     assert code(fleet, {**signed(fleet), "X-TC-Action": "MakeCoffee"}) == "InvalidAction"
-    assert code(fleet, {**signed(fleet), "X-TC-Action": "ResetInstance"}) == "InvalidAction"
+    assert code(fleet, {**signed(fleet), "X-TC-Action": "ResetInstancesPassword"}) == "InvalidAction"
     assert code(fleet, signed(fleet, service="cbs")) == "InvalidAction"
     for missing in ("X-TC-Action", "X-TC-Version", "X-TC-Timestamp"):
         headers = signed(fleet)
