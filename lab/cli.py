@@ -43,7 +43,9 @@ PROGRAMS = {
     "mkfs.xfs": "xfsprogs",
     "mmdebstrap": "mmdebstrap",
     "nft": "nftables",
+    "qemu-img": "qemu-utils",
     "setpriv": "util-linux",
+    "sfdisk": "fdisk",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "tc": "iproute2",
@@ -91,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     fault.add_argument("--method", choices=METHODS, help="only requests of this method")
     fault.add_argument("--after", type=int, default=0, help="bytes of the body before the cut or the damaged byte")
     cos_commands.add_parser("clear", help="take waiting faults back")
+    commands.add_parser("notices", help="what the account's Message Center says, as JSON")
     comparison = commands.add_parser("verify", help="compare a switched-off source's disks with an instance's")
     comparison.add_argument("machine", metavar="source")
     comparison.add_argument("target")
@@ -341,6 +344,12 @@ def cos(place: Place, options: argparse.Namespace) -> int:
     return 0
 
 
+def notices(place: Place, _: argparse.Namespace) -> int:
+    """Print the account's notices."""
+    print(json.dumps(call(place.socket, "notices"), indent=2))
+    return 0
+
+
 def verify_command(place: Place, options: argparse.Namespace) -> int:
     """Compare a source with the instance it was moved to; exit with 1 when they differ."""
     found = call(place.socket, "status")
@@ -373,6 +382,7 @@ COMMANDS = {
     "instance": instance,
     "console": console,
     "cos": cos,
+    "notices": notices,
     "verify": verify_command,
     "serve": serve_command,
 }

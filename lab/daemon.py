@@ -69,6 +69,7 @@ class Daemon:
             "instance": lambda name, fields: centre.set_instance(centre.resolve(name), fields),
             "resolve": centre.resolve,
             "cos-status": centre.cos_status,
+            "notices": centre.notices,
             "cos-fault": centre.cos_fault,
         }
 

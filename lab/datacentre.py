@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 from lab import baseroot, diskbuild, guestimage, network
@@ -27,6 +28,7 @@ from lab.cos.server import APPID, CosServer
 from lab.description import Description, Source
 from lab.errors import LabError
 from lab.hypervisor import LabHypervisor
+from lab.imagelibrary import ImageLibrary
 from lab.ledger import Ledger
 from lab.machines.protocol import Machine, MachineDisk, State
 from lab.machines.qemu import PROGRAMS, QemuMachine
@@ -74,7 +76,8 @@ class DataCentre:
             on_power_off=self._powered_off,
             image=image,
         )
-        self._hypervisor = LabHypervisor(site, self.network, self._place.directory / "disks", firmware)
+        images = ImageLibrary(self._place.directory / "images", self._connect_to_cos)
+        self._hypervisor = LabHypervisor(site, self.network, self._place.directory / "disks", images, firmware)
         credentials = make_credentials(self._place, self.description.region)
         self._server = self._make_server(self._hypervisor, credentials)
         self._cos = self._make_cos(credentials)
@@ -139,6 +142,10 @@ class DataCentre:
             region=self.description.region,
             request_log=self._place.directory / "cos-requests.jsonl",
         )
+
+    def _connect_to_cos(self) -> socket.socket:
+        address = (network.COS_ADDRESS, network.COS_PORT)
+        return in_netns(self.network.router, lambda: socket.create_connection(address, timeout=30))
 
     def _make_server(self, hypervisor: LabHypervisor, credentials: dict[str, str]) -> CloudServer:
         store = Store(self._place.directory / "cloud.json", cloud_site(self.description))
@@ -206,6 +213,13 @@ class DataCentre:
         except ValueError as error:
             raise LabError(str(error), "See: cos fault --help") from error
 
+    def notices(self) -> list[dict[str, Any]]:
+        """Return what the account's Message Center says."""
+        assert self._server is not None
+        store = self._server.cloud.store
+        with store.reading():
+            return [asdict(notice) for notice in store.notices]
+
     def status(self) -> dict[str, Any]:
         """Return what runs, for people and programs."""
         assert self._server is not None
@@ -245,7 +259,12 @@ class DataCentre:
 
 def cloud_site(description: Description) -> CloudSite:
     """Return the cloud's fixed part."""
-    return CloudSite(region=description.region, zones=(description.zone,), images={STOCK_IMAGE: "Debian 12 64-bit"})
+    return CloudSite(
+        region=description.region,
+        zones=(description.zone,),
+        images={STOCK_IMAGE: "Debian 12 64-bit"},
+        international=description.site == "international",
+    )
 
 
 def fill_store(store: Store, description: Description) -> None:

@@ -325,10 +325,11 @@ class SecurityGroup:
 
 @dataclass(frozen=True)
 class Description:
-    """A whole lab."""
+    """A whole lab. ``site`` is which of the vendor's two sites the cloud belongs to: their API models differ."""
 
     region: str
     zone: str
+    site: str
     sources: tuple[Source, ...]
     security_groups: tuple[SecurityGroup, ...]
     instances: tuple[Instance, ...]
@@ -339,6 +340,7 @@ class Description:
         description = cls(
             region=reader.text("region", "ap-guangzhou"),
             zone=reader.text("zone", "ap-guangzhou-3"),
+            site=reader.choice("site", ("china", "international"), "china"),
             sources=reader.items("sources", Source.from_dict),
             security_groups=reader.items("security_groups", SecurityGroup.from_dict),
             instances=reader.items("instances", Instance.from_dict),

@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lab import diskbuild
-from lab.cloud.hypervisor import HypervisorError, IngressRule, InstanceSpec
+from lab.cloud.hypervisor import HypervisorError, ImageOrder, IngressRule, InstanceSpec
 from lab.description import GIB
 from lab.errors import LabError
+from lab.imagelibrary import ImageLibrary
 from lab.loopdisk import copy_sparse
 from lab.machines.protocol import Machine, MachineDisk, MachineError, State
 from lab.network import Network
@@ -36,7 +37,12 @@ class LabHypervisor:
     """Implements lab.cloud.hypervisor.Hypervisor with the lab's machines."""
 
     def __init__(
-        self, site: MachineSite, network: Network, disks: Path, virtual: Mapping[str, str] | None = None
+        self,
+        site: MachineSite,
+        network: Network,
+        disks: Path,
+        images: ImageLibrary,
+        virtual: Mapping[str, str] | None = None,
     ) -> None:
         """``virtual`` names the instances that are virtual machines, with their firmware."""
         self._virtual = dict(virtual or {})
@@ -44,6 +50,7 @@ class LabHypervisor:
         self._network = network
         self._disks = disks
         self._snapshots = disks / "snapshots"
+        self._images = images
         self._machines: dict[str, Machine] = {}
         self._fresh: set[str] = set()
         self._lock = threading.Lock()
@@ -98,16 +105,22 @@ class LabHypervisor:
 
     def reinstall(self, spec: InstanceSpec) -> None:
         with reported():
-            if spec.instance_id in self._virtual:
-                raise LabError(f"the image {spec.image_id} has no boot loader, and {spec.instance_id} needs one")
             self._install(spec)
 
     def _install(self, spec: InstanceSpec) -> None:
-        """Put the stock image onto the system disk."""
+        """Put the image onto the system disk: an imported one, or the cloud's own."""
         system = spec.disks[0]
+        file, size = self._file(system.disk_id), system.size_gb * GIB
         mountpoint = self._disks / f"mnt-{system.disk_id}"
-        size = system.size_gb * GIB
-        diskbuild.build_stock(self._file(system.disk_id), size, self._site.base_root, mountpoint, spec.password)
+        if self._images.has(spec.image_id):
+            if self._virtual.get(spec.instance_id):
+                self._images.put(spec.image_id, 0, file, size)
+            else:
+                self._images.put_root(spec.image_id, file, size, mountpoint)
+            return
+        if spec.instance_id in self._virtual:
+            raise LabError(f"the image {spec.image_id} has no boot loader, and {spec.instance_id} needs one")
+        diskbuild.build_stock(file, size, self._site.base_root, mountpoint, spec.password)
 
     def create(self, spec: InstanceSpec) -> None:
         with reported():
@@ -160,6 +173,14 @@ class LabHypervisor:
             for disk in machine.disks:
                 if disk.file == file:
                     machine.detach(disk.serial)
+
+    def import_image(self, order: ImageOrder) -> tuple[int, ...]:
+        with reported():
+            return self._images.import_image(order)
+
+    def delete_image(self, image_id: str) -> None:
+        with reported():
+            self._images.delete(image_id)
 
     def set_bandwidth(self, instance_id: str, mbps_out: int) -> None:
         with reported():

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lab.cloud.hypervisor import DiskSpec, Hypervisor, InstanceSpec
 from lab.cloud.instances import STATES, TRANSITIONAL, Transitions, mark_done
 from lab.cloud.policies import effective_ingress
-from lab.cloud.store import Disk, Instance, Store
+from lab.cloud.store import Disk, Instance, Notice, Store
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,10 @@ class Cloud:
                     snapshot.state = "NORMAL"
             for instance in self.store.instances.values():
                 self._recover_instance(instance)
+            for image in self.store.images.values():
+                if image.state == "IMPORTING":
+                    image.state = "IMPORTFAILED"
+                    self.store.notices.append(Notice(image.image_id, image.name, "InternalError", INTERRUPTED))
 
     def close(self) -> None:
         """Wait for the work under way."""

@@ -21,7 +21,8 @@ class Filters(Generic[Item]):
     """The filters that an action knows: name -> the values an item has under it. tags serves tag-key,
     tag:KEY...; it is None for an action without such filters.
 
-    unknown_name and too_many are the codes that the action documents for them.
+    unknown_name and too_many are the codes that the action documents for them; part_of names the filters whose values
+    need only be a part of what an item has.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Filters(Generic[Item]):
         *,
         unknown_name: str,
         too_many: str,
+        part_of: frozenset[str] = frozenset(),
     ) -> None:
         self._tags = tags
         self._getters = dict(getters)
@@ -39,6 +41,7 @@ class Filters(Generic[Item]):
             self._getters["tag-value"] = lambda item: list(tags(item).values())
         self._unknown_name = unknown_name
         self._too_many = too_many
+        self._part_of = part_of
 
     def select(self, items: list[Item], given: list[JsonObject]) -> list[Item]:
         """The items that pass every filter."""
@@ -52,7 +55,10 @@ class Filters(Generic[Item]):
                 raise ApiError(self._too_many, f"More than {MAXIMUM_VALUES} values in the filter `{name}`.")
             wanted = set(values)
             getter = self._getter(name)
-            items = [item for item in items if not wanted.isdisjoint(getter(item))]
+            if name in self._part_of:
+                items = [item for item in items if any(part in text for part in wanted for text in getter(item))]
+            else:
+                items = [item for item in items if not wanted.isdisjoint(getter(item))]
         return items
 
     def _getter(self, name: str) -> Callable[[Item], list[str]]:

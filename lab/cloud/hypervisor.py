@@ -46,6 +46,25 @@ class InstanceSpec:
     password: str | None = field(default=None, repr=False)
 
 
+class ImageRejected(Exception):
+    """An image file that cannot be imported; code is one of those that the vendor documents for it (213/4945)."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class ImageOrder:
+    """An image to import: the URL of its system disk and those of its data disks, and what is demanded of it."""
+
+    image_id: str
+    urls: tuple[str, ...] = field(repr=False)
+    boot_mode: str = "Legacy BIOS"
+    force: bool = False
+    gpt_accepted: bool = False
+
+
 @dataclass(frozen=True)
 class IngressRule:
     """One rule for packets to an instance. Rules are tried in order, the first match wins, no match drops.
@@ -105,6 +124,12 @@ class Hypervisor(Protocol):
 
     def detach_disk(self, instance_id: str, disk_id: str) -> None:
         """Take a data disk out of a machine, running or stopped."""
+
+    def import_image(self, order: ImageOrder) -> tuple[int, ...]:
+        """Fetch and convert an image's disks; returns their sizes in bytes. Raises ImageRejected."""
+
+    def delete_image(self, image_id: str) -> None:
+        """Forget an imported image's disks."""
 
     def set_bandwidth(self, instance_id: str, mbps_out: int) -> None:
         """Limit what the machine sends, in Mbit/s; 0 for one without a public network."""

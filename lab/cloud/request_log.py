@@ -15,7 +15,8 @@ from typing import Any
 
 REDACTED = "***"
 
-_SECRET = re.compile(r"password|secret|token|userdata", re.IGNORECASE)
+# A presigned URL lets whoever has it read the image.
+_SECRET = re.compile(r"password|secret|token|userdata|imageurl", re.IGNORECASE)
 _NOT_SECRET = frozenset({"ClientToken"})
 
 

@@ -15,8 +15,8 @@ from lab.cloud.actions import Call, action
 from lab.cloud.cloud import Cloud
 from lab.cloud.cvm import admitted, check_password, power_off
 from lab.cloud.errors import ApiError
+from lab.cloud.images import check_disk, find_image
 from lab.cloud.parameters import JsonObject
-from lab.cloud.run_instances import image_name
 
 # What the lab's cloud can honour. Anything else is refused rather than ignored.
 _OFFERED = frozenset({"InstanceId", "ImageId", "SystemDisk", "LoginSettings", "EnhancedService"})
@@ -55,8 +55,9 @@ def reset_instance(cloud: Cloud, call: Call) -> JsonObject:
                 "InvalidParameterValue", f"`SystemDisk.DiskSize` is less than the {disk.size_gb} GiB it has."
             )
         image_id = call.get("ImageId", instance.image_id)
-        os_name = image_name(cloud.store, image_id)
-        instance.image_id, instance.os_name, disk.size_gb = image_id, os_name, size
+        image = find_image(cloud.store, image_id)
+        check_disk(image, size)
+        instance.image_id, instance.os_name, disk.size_gb = image_id, image.os_name, size
         cloud.transitions.begin([instance], call.action, call.request_id, partial(_reset, cloud, password))
     return {}
 

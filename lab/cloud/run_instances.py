@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 import uuid
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -15,6 +14,7 @@ from lab.cloud.actions import Call, action
 from lab.cloud.cloud import Cloud, free_address
 from lab.cloud.cvm import check_password
 from lab.cloud.errors import ApiError
+from lab.cloud.images import check_disk, find_image
 from lab.cloud.instances import OPERATIONS, mark_operating
 from lab.cloud.parameters import JsonObject
 from lab.cloud.store import Disk, Instance, Store
@@ -137,6 +137,8 @@ def _instance(store: Store, call: Call, zone: str, private: str, public: list[st
         raise ApiError("InvalidInstanceName.TooLong", "`InstanceName` has at most 128 characters.")
     tags = _tags(call)
     disks = _disks(store, call, zone, tags)
+    image = find_image(store, call.parameters["ImageId"])
+    check_disk(image, disks[0].size_gb)
     charge_type, expired = _charging(call)
     instance = Instance(
         instance_id=store.new_id("ins"),
@@ -144,7 +146,7 @@ def _instance(store: Store, call: Call, zone: str, private: str, public: list[st
         zone=zone,
         instance_type=instance_type,
         image_id=call.parameters["ImageId"],
-        os_name=image_name(store, call.parameters["ImageId"]),
+        os_name=image.os_name,
         host_name=call.get("HostName", ""),
         system_disk_id=disks[0].disk_id,
         data_disk_ids=[disk.disk_id for disk in disks[1:]],
@@ -164,15 +166,6 @@ def _instance(store: Store, call: Call, zone: str, private: str, public: list[st
     )
     mark_operating(instance, call.action, call.request_id)
     return instance, disks
-
-
-def image_name(store: Store, image_id: str) -> str:
-    """The name of an image, or the documented refusal."""
-    if not re.fullmatch(r"img-[a-z0-9]{8}", image_id):
-        raise ApiError("InvalidImageId.Malformed", f"The image id `{image_id}` is malformed.")
-    if image_id not in store.site.images:
-        raise ApiError("InvalidImageId.NotFound", f"The image `{image_id}` does not exist.")
-    return store.site.images[image_id]
 
 
 def _charging(call: Call) -> tuple[str, str | None]:

@@ -16,7 +16,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 
-from lab.cloud import cbs, cvm, reset_instance, run_instances, snapshots, vpc  # noqa: F401 - each registers its actions
+from lab.cloud import (  # noqa: F401 - each registers its actions
+    cbs,
+    cvm,
+    images,
+    reset_instance,
+    run_instances,
+    snapshots,
+    vpc,
+)
 from lab.cloud.actions import HANDLERS, Call
 from lab.cloud.cloud import Cloud
 from lab.cloud.documented import PRODUCTS, ActionFacts

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the cloud remembers: instances, disks and their snapshots, security groups, used client tokens.
+"""What the cloud remembers: instances, disks and their snapshots, images, security groups, used client tokens.
 
 State lives in memory behind one lock; after each change its JSON file is replaced, so that a
 restarted lab continues where it was. Passwords are never part of it.
@@ -28,6 +28,7 @@ SCHEMA = 2
 INSTANCE_ID = re.compile(r"ins-[a-z0-9]{8}")
 DISK_ID = re.compile(r"disk-[a-z0-9]{8}")
 SNAPSHOT_ID = re.compile(r"snap-[a-z0-9]{8}")
+IMAGE_ID = re.compile(r"img-[a-z0-9]{8}")
 GROUP_ID = re.compile(r"sg-[a-z0-9]+")
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
@@ -119,6 +120,39 @@ class Instance:
 
 
 @dataclass
+class Image:
+    """An image; sizes in GiB. data_disks has a snapshot id and a size for each data disk that belongs to it."""
+
+    image_id: str
+    name: str
+    os_type: str
+    os_name: str
+    kind: str = "PRIVATE_IMAGE"
+    architecture: str = "x86_64"
+    description: str = ""
+    size_gb: int = 0
+    state: str = "NORMAL"
+    boot_mode: str = "Legacy BIOS"
+    license_type: str = "TencentCloud"
+    family: str = ""
+    request_id: str = ""
+    created: str = field(default_factory=now_text)
+    data_disks: list[dict[str, Any]] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Notice:
+    """What the account's Message Center says about an import; code is empty for one that succeeded."""
+
+    image_id: str
+    image_name: str
+    code: str
+    text: str
+    time: str = field(default_factory=now_text)
+
+
+@dataclass
 class Policy:
     """One security group rule as it was given; cidr, ipv6_cidr and group_id exclude each other."""
 
@@ -149,9 +183,13 @@ class SecurityGroup:
 
 @dataclass(frozen=True)
 class Site:
-    """The fixed part of the cloud: where it is and what can be bought there. instance_types: name -> (cpu, GiB)."""
+    """The fixed part of the cloud: where it is and what can be bought there. instance_types: name -> (cpu, GiB).
+
+    international says which of the vendor's two sites this is: their API models differ.
+    """
 
     region: str = "ap-guangzhou"
+    international: bool = False
     region_name: str = "South China (Guangzhou)"
     zones: tuple[str, ...] = ("ap-guangzhou-3",)
     vpc_id: str = "vpc-fleetlab"
@@ -159,6 +197,7 @@ class Site:
     private_network: str = "10.97.0.0/24"
     public_network: str = "203.0.113.0/24"
     images: dict[str, str] = field(default_factory=lambda: {"img-debian12": "Debian 12 64-bit"})
+    image_quota: int = 100
     instance_types: dict[str, tuple[int, int]] = field(
         default_factory=lambda: {
             "S5.SMALL1": (1, 1),
@@ -185,6 +224,9 @@ class Store:
         self.snapshots: dict[str, Snapshot] = {}
         self.groups: dict[str, SecurityGroup] = {}
         self.client_tokens: dict[str, list[str]] = {}
+        self.images: dict[str, Image] = {}
+        self.notices: list[Notice] = []
+        self.used_urls: list[str] = []
         self._path = path
         self._lock = threading.RLock()
         self._depth = 0
@@ -257,6 +299,9 @@ class Store:
         self.snapshots = {item["snapshot_id"]: Snapshot(**item) for item in data["snapshots"]}
         self.groups = {item["group_id"]: _group(item) for item in data["groups"]}
         self.client_tokens = data["client_tokens"]
+        self.images = {item["image_id"]: Image(**item) for item in data["images"]}
+        self.notices = [Notice(**item) for item in data["notices"]]
+        self.used_urls = data["used_urls"]
 
     def _save(self) -> None:
         if self._path is None:
@@ -268,6 +313,9 @@ class Store:
             "snapshots": [asdict(item) for item in self.snapshots.values()],
             "groups": [asdict(item) for item in self.groups.values()],
             "client_tokens": self.client_tokens,
+            "images": [asdict(item) for item in self.images.values()],
+            "notices": [asdict(item) for item in self.notices],
+            "used_urls": self.used_urls,
         }
         temporary = self._path.with_name(self._path.name + ".new")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

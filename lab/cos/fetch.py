@@ -10,6 +10,7 @@ import http.client
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 from lab.cos.blobs import CHUNK
@@ -23,25 +24,42 @@ class FetchError(Exception):
         self.status = status
 
 
-def fetch(url: str, file: Path, connect: Callable[[], socket.socket], timeout: float = 60.0) -> int:
+def fetch(url: str, file: Path, connect: Callable[[], socket.socket], timeout: float = 60.0, attempts: int = 3) -> int:
     """Store the object at ``url`` in ``file`` and return its size in bytes.
 
-    ``connect`` returns a connection to COS, wherever the URL's host would lead: the lab has no name server.
+    A transfer that breaks off is continued where it was, ``attempts`` times in all. ``connect`` returns a connection
+    to COS, wherever the URL's host would lead: the lab has no name server.
     """
+    with file.open("wb") as stream:
+        for attempt in range(1, attempts + 1):
+            try:
+                _read(url, stream, connect, timeout)
+            except FetchError as error:
+                if error.status or attempt == attempts:
+                    raise
+            else:
+                return stream.tell()
+    raise AssertionError("attempts is less than one")
+
+
+def _read(url: str, stream: IO[bytes], connect: Callable[[], socket.socket], timeout: float) -> None:
+    """Append what ``stream`` lacks of the object."""
     parts = urlsplit(url)
     host = http.client.HTTPConnection(parts.netloc, timeout=timeout)
-    host.sock = connect()
-    host.sock.settimeout(timeout)
+    have = stream.tell()
     try:
+        host.sock = connect()
+        host.sock.settimeout(timeout)
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        host.request("GET", target, headers={"Host": parts.netloc})
+        headers = {"Host": parts.netloc, **({"Range": f"bytes={have}-"} if have else {})}
+        host.request("GET", target, headers=headers)
         answer = host.getresponse()
-        if answer.status != 200:
+        if answer.status != (206 if have else 200):
             raise FetchError(answer.status, answer.read(CHUNK).decode("utf-8", "replace"))
-        with file.open("wb") as stream:
-            while piece := answer.read(CHUNK):
-                stream.write(piece)
-            return stream.tell()
+        while piece := answer.read(CHUNK):
+            stream.write(piece)
+        if answer.length:
+            raise FetchError(0, f"{answer.length} bytes did not arrive")
     except (OSError, http.client.HTTPException) as error:
         raise FetchError(0, f"{type(error).__name__}: {error}") from error
     finally:

@@ -22,7 +22,7 @@ from tencentcloud.common.profile.http_profile import HttpProfile
 from tencentcloud.cvm.v20170312 import cvm_client
 from tencentcloud.vpc.v20170312 import vpc_client
 
-from lab.cloud.hypervisor import HypervisorError, IngressRule, InstanceSpec
+from lab.cloud.hypervisor import HypervisorError, ImageOrder, ImageRejected, IngressRule, InstanceSpec
 from lab.cloud.server import CloudServer
 from lab.cloud.store import Disk, Instance, Policy, SecurityGroup, Store
 
@@ -32,6 +32,7 @@ REGION = "ap-guangzhou"
 WEB = "ins-webtgt01"
 DATABASE = "ins-dbtgt001"
 DEADLINE = 10.0  # seconds
+GIB = 1024**3
 
 
 class RecordingHypervisor:
@@ -48,6 +49,7 @@ class RecordingHypervisor:
         self.gate = threading.Event()
         self.gate.set()
         self.overlaps = 0
+        self.rejected: ImageRejected | None = None
         self._busy: set[str] = set()
         self._lock = threading.Lock()
 
@@ -116,6 +118,15 @@ class RecordingHypervisor:
 
     def detach_disk(self, instance_id: str, disk_id: str) -> None:
         self._do("detach_disk", instance_id, disk_id)
+
+    def import_image(self, order: ImageOrder) -> tuple[int, ...]:
+        self._do("import_image", order.image_id, order)
+        if self.rejected is not None:
+            raise self.rejected
+        return tuple(3 * GIB + 1 for _ in order.urls)
+
+    def delete_image(self, image_id: str) -> None:
+        self._do("delete_image", image_id)
 
     def set_bandwidth(self, instance_id: str, mbps_out: int) -> None:
         self._do("set_bandwidth", instance_id, mbps_out)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from lab import loopdisk
 from lab.cloud.hypervisor import DiskSpec, IngressRule, InstanceSpec
 from lab.hypervisor import LabHypervisor
+from lab.imagelibrary import ImageLibrary
 from lab.loopdisk import COPY_STEP, copy_sparse
 
 from .conftest import Bench, eventually
@@ -64,7 +66,8 @@ def test_copy_of_nothing_but_a_hole_is_one(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_running_instance_goes_back_to_its_snapshot_and_to_its_image(bench: Bench) -> None:
-    hypervisor = LabHypervisor(bench.site, bench.network, bench.place.directory / "disks")
+    images = ImageLibrary(bench.place.directory / "images", socket.socket)
+    hypervisor = LabHypervisor(bench.site, bench.network, bench.place.directory / "disks", images)
     hypervisor.create_disk(DISK, 1)
     hypervisor.create(SPEC)
     hypervisor.set_policies(INSTANCE, [IngressRule("all", (), "0.0.0.0/0", "ACCEPT")])
