@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lab import diskbuild
-from lab.cloud.hypervisor import HypervisorError, ImageOrder, IngressRule, InstanceSpec
+from lab.cloud.hypervisor import HypervisorError, ImageOrder, InstanceSpec, PacketRule
 from lab.description import GIB
 from lab.errors import LabError
 from lab.imagelibrary import ImageLibrary
@@ -186,9 +186,9 @@ class LabHypervisor:
         with reported():
             self._network.set_bandwidth(instance_id, mbps_out)
 
-    def set_policies(self, instance_id: str, ingress: Sequence[IngressRule]) -> None:
+    def set_policies(self, instance_id: str, ingress: Sequence[PacketRule], egress: Sequence[PacketRule]) -> None:
         with reported():
-            self._network.set_policies(instance_id, ingress)
+            self._network.set_policies(instance_id, ingress, egress)
 
     def is_running(self, instance_id: str) -> bool:
         return self.machine(instance_id).state is not State.OFF

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from lab.cloud.hypervisor import IngressRule
+from lab.cloud.hypervisor import PacketRule
 from lab.command import run
 from lab.errors import LabError
 from lab.ledger import Ledger
@@ -37,6 +37,9 @@ BRIDGE = "br0"
 DHCP_ADDRESS = "169.254.0.1"
 # The least that the cloud lets in, whatever is bought for the way out, in Mbit/s.
 LEAST_INBOUND = 10
+
+
+EVERYTHING = PacketRule("all", (), "0.0.0.0/0", "ACCEPT")
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,21 @@ def port_statements(protocol: str, ports: tuple[tuple[int, int], ...]) -> str:
     return f"meta l4proto {protocol} "
 
 
-def chain_rules(ingress: Sequence[IngressRule]) -> list[str]:
-    """Return the nftables rules of one instance's chain, first match first; the chain's caller drops the rest."""
-    rules = []
-    for rule in ingress:
-        family = "ip6" if ":" in rule.source else "ip"
-        if family == "ip6":
+def chain_rules(rules: Sequence[PacketRule], *, outward: bool = False) -> list[str]:
+    """Return the nftables rules of one instance's chain, first match first.
+
+    What the chain for packets to it does not match is dropped by its caller. The chain for packets ``outward`` ends
+    with a drop, and hands what is accepted to the rules of whoever it goes to.
+    """
+    lines = []
+    field, accept = ("daddr", "return") if outward else ("saddr", "accept")
+    for rule in rules:
+        if ":" in rule.peer:
             continue  # The lab's network is IPv4 only: no packet can match.
-        verdict = "accept" if rule.action == "ACCEPT" else "drop"
-        source = "" if rule.source == "0.0.0.0/0" else f"ip saddr {rule.source} "
-        rules.append(f"{source}{port_statements(rule.protocol, rule.ports)}{verdict}")
-    return rules
+        verdict = accept if rule.action == "ACCEPT" else "drop"
+        peer = "" if rule.peer == "0.0.0.0/0" else f"ip {field} {rule.peer} "
+        lines.append(f"{peer}{port_statements(rule.protocol, rule.ports)}{verdict}")
+    return [*lines, "drop"] if outward else lines
 
 
 def shaper(device: str, mbps: int) -> list[str]:
@@ -148,6 +155,7 @@ class Network:
             f"""
             table inet lab {{
               map instances {{ type ifname : verdict; }}
+              map senders {{ type ifname : verdict; }}
               map translated {{ type ipv4_addr : ipv4_addr; }}
               chain prerouting {{
                 type nat hook prerouting priority dstnat; policy accept;
@@ -156,12 +164,14 @@ class Network:
               chain forward {{
                 type filter hook forward priority 0; policy drop;
                 ct state established,related accept
+                iifname vmap @senders
                 oifname vmap @instances
                 oifname "s*" iifname {{ "ctl", "s*" }} accept
               }}
               chain input {{
                 type filter hook input priority 0; policy drop;
                 ct state established,related accept
+                iifname vmap @senders
                 icmp type echo-request accept
                 iifname "ctl" ip daddr {API_ADDRESS} tcp dport {API_PORT} accept
                 iifname {{ "ctl", "g*" }} ip daddr {COS_ADDRESS} tcp dport {COS_PORT} accept
@@ -219,7 +229,9 @@ class Network:
             if guarded:
                 self._nft(
                     f"add chain inet lab to_{port.link}\n"
+                    f"add chain inet lab from_{port.link}\n"
                     f'add element inet lab instances {{ "{port.link}" : jump to_{port.link} }}\n'
+                    f'add element inet lab senders {{ "{port.link}" : jump from_{port.link} }}\n'
                 )
             self._plug(port)
             if virtual:
@@ -276,12 +288,15 @@ class Network:
                 run(["ip", "-n", self.router, "link", "set", port.link, "down"])
             self._ports[name] = port
 
-    def set_policies(self, name: str, ingress: Sequence[IngressRule]) -> None:
+    def set_policies(
+        self, name: str, ingress: Sequence[PacketRule], egress: Sequence[PacketRule] = (EVERYTHING,)
+    ) -> None:
         """Put an instance's rules in force, at once and as a whole."""
         with self._lock:
-            chain = f"to_{self.port(name).link}"
-            lines = [f"flush chain inet lab {chain}"]
-            lines += [f"add rule inet lab {chain} {rule}" for rule in chain_rules(ingress)]
+            link = self.port(name).link
+            lines = [f"flush chain inet lab {direction}_{link}" for direction in ("to", "from")]
+            lines += [f"add rule inet lab to_{link} {rule}" for rule in chain_rules(ingress)]
+            lines += [f"add rule inet lab from_{link} {rule}" for rule in chain_rules(egress, outward=True)]
             self._nft("\n".join(lines) + "\n")
 
     def set_bandwidth(self, name: str, mbps_out: int) -> None:
@@ -306,6 +321,7 @@ class Network:
             if port.guarded:
                 self._nft(
                     f'delete element inet lab instances {{ "{port.link}" }}\ndelete chain inet lab to_{port.link}\n'
+                    f'delete element inet lab senders {{ "{port.link}" }}\ndelete chain inet lab from_{port.link}\n'
                 )
             run(["ip", "-n", self.router, "link", "delete", port.link])
             run(["ip", "netns", "delete", port.namespace])

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from lab.cloud.hypervisor import DiskSpec, Hypervisor, InstanceSpec
 from lab.cloud.instances import STATES, TRANSITIONAL, Transitions, mark_done
-from lab.cloud.policies import effective_ingress
-from lab.cloud.store import Disk, Instance, Notice, Store
+from lab.cloud.policies import effective_egress, effective_ingress
+from lab.cloud.store import Disk, Instance, Notice, SecurityGroup, Store
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,11 @@ class Cloud:
             if instance is None:
                 return
             members = self._group_members()
-            rules = effective_ingress([self.store.groups[name] for name in instance.security_group_ids], members)
+            groups = [self.store.groups[name] for name in instance.security_group_ids]
+            ingress, egress = effective_ingress(groups, members), effective_egress(groups, members)
             bandwidth = instance.bandwidth_out
         self.hypervisor.set_bandwidth(instance_id, bandwidth)
-        self.hypervisor.set_policies(instance_id, rules)
+        self.hypervisor.set_policies(instance_id, ingress, egress)
 
     def refresh_network(self, instance_ids: Iterable[str]) -> None:
         """Have worker threads put the network settings of these instances in force again."""
@@ -68,16 +69,20 @@ class Cloud:
             self.transitions.submit(instance_id, self.apply_network, instance_id)
 
     def instances_affected_by(self, group_id: str) -> list[str]:
-        """Instances whose rules come from a group, or name it as a source (the caller holds the store)."""
-        naming = {
-            group.group_id
-            for group in self.store.groups.values()
-            if any(policy.group_id == group_id for policy in group.ingress)
-        }
+        """Instances whose rules come from a group, or name it as a peer (the caller holds the store)."""
+        naming = {group.group_id for group in self.groups_naming(group_id)}
         return [
             instance.instance_id
             for instance in self.store.instances.values()
             if instance.state != "PENDING" and not naming.union({group_id}).isdisjoint(instance.security_group_ids)
+        ]
+
+    def groups_naming(self, group_id: str) -> list[SecurityGroup]:
+        """Groups with a rule whose peer is that group (the caller holds the store)."""
+        return [
+            group
+            for group in self.store.groups.values()
+            if any(policy.group_id == group_id for policy in [*group.ingress, *group.egress])
         ]
 
     def set_instance(self, instance_id: str, **fields: Any) -> None:

@@ -21,6 +21,13 @@ from lab.cloud.store import INSTANCE_ID, Disk, Instance, Store
 
 MAXIMUM_IDS = 100
 ARM_FAMILIES = ("SR1",)
+MAXIMUM_GROUPS = 5  # of one instance, by default
+LONGEST_INSTANCE_NAME = 60
+MODIFIABLE = {
+    "InstanceName": "name",
+    "SecurityGroups": "security_group_ids",
+    "DisableApiTermination": "disable_api_termination",
+}
 
 _SYMBOLS = "()`~!@#$%^&*-+=|{}[]:;',.?/"
 
@@ -208,6 +215,48 @@ def exit_rescue_mode(cloud: Cloud, call: Call) -> JsonObject:
         (instance,) = admitted(cloud.store, [call.parameters["InstanceId"]], call.action)
         cloud.transitions.begin([instance], call.action, call.request_id, work)
     return {}
+
+
+@action("cvm")
+def modify_instances_attribute(cloud: Cloud, call: Call) -> JsonObject:
+    """One attribute of instances; security groups are in force when the operation has ended."""
+    given = sorted(set(call.parameters) - {"InstanceIds"})
+    if len(given) != 1:
+        raise ApiError("InvalidParameterValue", f"One attribute is changed at a time, not {len(given)}.")
+    attribute = MODIFIABLE.get(given[0])
+    if attribute is None:
+        raise ApiError("InvalidParameterValue", f"The lab's cloud does not offer `{given[0]}`.")
+    value = call.parameters[given[0]]
+    if attribute == "name" and len(value) > LONGEST_INSTANCE_NAME:
+        raise ApiError("InvalidInstanceName.TooLong", f"`InstanceName` has at most {LONGEST_INSTANCE_NAME} characters.")
+
+    def work(instance_id: str) -> str:
+        cloud.apply_network(instance_id)
+        return "RUNNING" if cloud.hypervisor.is_running(instance_id) else "STOPPED"
+
+    with cloud.store.changing():
+        if attribute == "security_group_ids":
+            value = list(dict.fromkeys(value))
+            _check_groups(cloud.store, value)
+        instances = admitted(cloud.store, call.parameters["InstanceIds"], call.action)
+        involved = {group for item in instances for group in item.security_group_ids}
+        for instance in instances:
+            setattr(instance, attribute, value)
+        cloud.transitions.begin(instances, call.action, call.request_id, work)
+        if attribute == "security_group_ids":
+            others = {name for group in involved.union(value) for name in cloud.instances_affected_by(group)}
+            cloud.refresh_network(others - {item.instance_id for item in instances})
+    return {}
+
+
+def _check_groups(store: Store, group_ids: list[str]) -> None:
+    if not group_ids:
+        raise ApiError("InvalidParameterValue", "`SecurityGroups` names no group.")
+    if len(group_ids) > MAXIMUM_GROUPS:
+        raise ApiError("LimitExceeded.AssociateUSGLimitExceeded", f"More than {MAXIMUM_GROUPS} security groups.")
+    for name in group_ids:
+        if name not in store.groups:
+            raise ApiError("InvalidSecurityGroupId.NotFound", f"The security group `{name}` does not exist.")
 
 
 def check_password(password: str) -> None:

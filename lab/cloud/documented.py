@@ -5,6 +5,7 @@
 
 documented.json was taken from TCCLI 3.1.189.1 (required parameters), tencentcloud-sdk-go-intl-en at
 badc16e87d32730bcf830deeaefcaaf0039395d8 (error codes per action) and the products' API pages (requests per second).
+DeleteSecurityGroup is in none of these lists: its codes are those of its product that fit.
 """
 
 from __future__ import annotations

@@ -66,17 +66,17 @@ class ImageOrder:
 
 
 @dataclass(frozen=True)
-class IngressRule:
-    """One rule for packets to an instance. Rules are tried in order, the first match wins, no match drops.
+class PacketRule:
+    """One rule for connections to or from an instance. Rules are tried in order, the first match wins, no match drops.
 
     protocol: "all", "tcp", "udp", "icmp", "icmpv6" or "gre".
     ports: inclusive ranges, e.g. ((80, 80), (443, 443)); empty for every port. Only tcp and udp have ports.
-    source: an IPv4 or IPv6 network, e.g. "0.0.0.0/0".
+    peer: where they come from or go to, an IPv4 or IPv6 network, e.g. "0.0.0.0/0".
     """
 
     protocol: str
     ports: tuple[tuple[int, int], ...]
-    source: str
+    peer: str
     action: Literal["ACCEPT", "DROP"]
 
 
@@ -134,8 +134,8 @@ class Hypervisor(Protocol):
     def set_bandwidth(self, instance_id: str, mbps_out: int) -> None:
         """Limit what the machine sends, in Mbit/s; 0 for one without a public network."""
 
-    def set_policies(self, instance_id: str, ingress: Sequence[IngressRule]) -> None:
-        """Replace the packet rules in front of the machine."""
+    def set_policies(self, instance_id: str, ingress: Sequence[PacketRule], egress: Sequence[PacketRule]) -> None:
+        """Replace the packet rules in front of the machine. What answers a connection that was let through passes."""
 
     def is_running(self, instance_id: str) -> bool:
         """Whether the machine is powered on, in rescue or not."""

@@ -63,7 +63,8 @@ OPERATIONS = {
     "StartInstances": Operation(frozenset({"STOPPED"}), "STARTING"),
     "StopInstances": Operation(frozenset({"RUNNING"}), "STOPPING"),
     "RebootInstances": Operation(frozenset({"RUNNING"}), "REBOOTING"),
-    # Its own state meanwhile is not documented: the instance keeps the one it has.
+    # No state of their own is documented: the instance keeps the one it has meanwhile.
+    "ModifyInstancesAttribute": Operation(frozenset({"RUNNING", "STOPPED"}), ""),
     "ResetInstance": Operation(frozenset({"RUNNING", "STOPPED"}), ""),
     "TerminateInstances": Operation(frozenset({"RUNNING", "STOPPED", "SHUTDOWN"}), "TERMINATING", from_isolated=True),
     "EnterRescueMode": Operation(frozenset({"RUNNING", "STOPPED"}), "ENTER_RESCUE_MODE"),

@@ -8,16 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from lab.cloud.hypervisor import IngressRule
+from lab.cloud.hypervisor import PacketRule
 from lab.cloud.store import Policy, SecurityGroup
 
 
-def effective_ingress(groups: Sequence[SecurityGroup], members: Mapping[str, Sequence[str]]) -> tuple[IngressRule, ...]:
-    """The rules of an instance: its groups in the instance's order, each from top to bottom.
+def effective_ingress(groups: Sequence[SecurityGroup], members: Mapping[str, Sequence[str]]) -> tuple[PacketRule, ...]:
+    """The rules for what an instance gets: its groups in the instance's order, each from top to bottom.
 
-    members: group id -> private addresses of the instances in it, for rules whose source is a group.
+    members: group id -> private addresses of the instances in it, for rules whose peer is a group.
     """
     return tuple(rule for group in groups for policy in group.ingress for rule in _rules(policy, members))
+
+
+def effective_egress(groups: Sequence[SecurityGroup], members: Mapping[str, Sequence[str]]) -> tuple[PacketRule, ...]:
+    """The same for what an instance sends."""
+    return tuple(rule for group in groups for policy in group.egress for rule in _rules(policy, members))
 
 
 def port_ranges(port: str) -> tuple[tuple[int, int], ...]:
@@ -34,12 +39,12 @@ def port_ranges(port: str) -> tuple[tuple[int, int], ...]:
     return tuple(ranges)
 
 
-def _rules(policy: Policy, members: Mapping[str, Sequence[str]]) -> list[IngressRule]:
+def _rules(policy: Policy, members: Mapping[str, Sequence[str]]) -> list[PacketRule]:
     if policy.group_id:
-        sources = [f"{address}/32" for address in members.get(policy.group_id, ())]
+        peers = [f"{address}/32" for address in members.get(policy.group_id, ())]
     else:
-        sources = [policy.cidr or policy.ipv6_cidr]
+        peers = [policy.cidr or policy.ipv6_cidr]
     protocol = policy.protocol.lower()
     ports = port_ranges(policy.port) if protocol in ("tcp", "udp") else ()
     action: Literal["ACCEPT", "DROP"] = "ACCEPT" if policy.action == "ACCEPT" else "DROP"
-    return [IngressRule(protocol, ports, source, action) for source in sources]
+    return [PacketRule(protocol, ports, peer, action) for peer in peers]

@@ -17,6 +17,7 @@ from lab.cloud.policies import port_ranges
 from lab.cloud.store import GROUP_ID, Policy, SecurityGroup, Store, now_text
 
 MAXIMUM_POLICIES = 100
+LONGEST_NAME, LONGEST_DESCRIPTION = 60, 100  # characters
 PROTOCOLS = ("TCP", "UDP", "ICMP", "ICMPV6", "GRE", "ALL")
 
 GROUP_FILTERS: Filters[SecurityGroup] = Filters(
@@ -59,6 +60,41 @@ def describe_security_group_policies(cloud: Cloud, call: Call) -> JsonObject:
         for entry in call.get("Filters", []):
             shown = {side: _filtered(items, side, entry) for side, items in shown.items()}
         return {"SecurityGroupPolicySet": {"Version": str(group.version), **shown}}
+
+
+@action("vpc")
+def create_security_group(cloud: Cloud, call: Call) -> JsonObject:
+    """A group without rules: nothing goes in or out of an instance that has no other."""
+    name, description = call.parameters["GroupName"], call.parameters["GroupDescription"]
+    if len(name) > LONGEST_NAME or len(description) > LONGEST_DESCRIPTION:
+        raise ApiError("InvalidParameterValue.TooLong", "The name or the description of the group is too long.")
+    if call.get("ProjectId", "0") != "0":
+        raise ApiError("ResourceNotFound", f"The project `{call.get('ProjectId')}` does not exist.")
+    with cloud.store.changing():
+        group = SecurityGroup(
+            cloud.store.new_id("sg"),
+            name,
+            description,
+            egress=[],
+            tags={tag.get("Key", ""): tag.get("Value", "") for tag in call.get("Tags", [])},
+        )
+        cloud.store.add_group(group)
+        return {"SecurityGroup": _group_object(group)}
+
+
+@action("vpc")
+def delete_security_group(cloud: Cloud, call: Call) -> JsonObject:
+    """Only a group that no instance has and no rule of another names."""
+    with cloud.store.changing():
+        group = _group(cloud.store, call.parameters["SecurityGroupId"])
+        users = [
+            item.instance_id for item in cloud.store.instances.values() if group.group_id in item.security_group_ids
+        ]
+        users += [other.group_id for other in cloud.groups_naming(group.group_id) if other is not group]
+        if users:
+            raise ApiError("ResourceInUse", f"`{group.group_id}` is used by {', '.join(users)}.")
+        del cloud.store.groups[group.group_id]
+    return {}
 
 
 @action("vpc")

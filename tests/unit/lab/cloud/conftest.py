@@ -22,7 +22,7 @@ from tencentcloud.common.profile.http_profile import HttpProfile
 from tencentcloud.cvm.v20170312 import cvm_client
 from tencentcloud.vpc.v20170312 import vpc_client
 
-from lab.cloud.hypervisor import HypervisorError, ImageOrder, ImageRejected, IngressRule, InstanceSpec
+from lab.cloud.hypervisor import HypervisorError, ImageOrder, ImageRejected, InstanceSpec, PacketRule
 from lab.cloud.server import CloudServer
 from lab.cloud.store import Disk, Instance, Policy, SecurityGroup, Store
 
@@ -43,7 +43,8 @@ class RecordingHypervisor:
         self.running: set[str] = set()
         self.rescued: dict[str, tuple[str, str]] = {}
         self.disks: dict[str, int] = {}
-        self.policies: dict[str, tuple[IngressRule, ...]] = {}
+        self.policies: dict[str, tuple[PacketRule, ...]] = {}
+        self.egress: dict[str, tuple[PacketRule, ...]] = {}
         self.bandwidth: dict[str, int] = {}
         self.fail: set[str] = set()
         self.gate = threading.Event()
@@ -132,9 +133,10 @@ class RecordingHypervisor:
         self._do("set_bandwidth", instance_id, mbps_out)
         self.bandwidth[instance_id] = mbps_out
 
-    def set_policies(self, instance_id: str, ingress: Sequence[IngressRule]) -> None:
+    def set_policies(self, instance_id: str, ingress: Sequence[PacketRule], egress: Sequence[PacketRule]) -> None:
         self._do("set_policies", instance_id)
         self.policies[instance_id] = tuple(ingress)
+        self.egress[instance_id] = tuple(egress)
 
     def is_running(self, instance_id: str) -> bool:
         return instance_id in self.running

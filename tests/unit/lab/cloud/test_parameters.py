@@ -82,6 +82,8 @@ def test_required_parameter_is_missed(fleet: CloudUnderTest, client: str, action
         "SnapshotId": "snap-00000000",
         "SnapshotIds": ["snap-00000000"],
         "SecurityGroupId": "sg-fleetlift",
+        "GroupName": "test",
+        "GroupDescription": "",
         "SecurityGroupPolicySet": {"Ingress": [{"Action": "ACCEPT", "CidrBlock": "0.0.0.0/0"}]},
     }
     required = PRODUCTS[client].actions[action].required

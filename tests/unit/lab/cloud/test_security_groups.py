@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from tencentcloud.vpc.v20170312 import models
 
-from lab.cloud.hypervisor import IngressRule
+from lab.cloud.hypervisor import PacketRule
 from lab.cloud.policies import effective_ingress, port_ranges
 from lab.cloud.store import Policy, SecurityGroup
 
 from .conftest import DATABASE, WEB, CloudUnderTest
 
 GROUP = "sg-fleetlift"
-SSH = IngressRule("tcp", ((22, 22),), "10.98.0.0/24", "ACCEPT")
+SSH = PacketRule("tcp", ((22, 22),), "10.98.0.0/24", "ACCEPT")
 HTTPS = {"Action": "ACCEPT", "Protocol": "TCP", "Port": "443", "CidrBlock": "0.0.0.0/0"}
 
 
@@ -40,7 +40,7 @@ def refused(fleet: CloudUnderTest, action: str, policies: dict[str, Any], group:
     return fleet.refused(fleet.vpc, action, SecurityGroupId=group, SecurityGroupPolicySet=policies)
 
 
-def in_force(fleet: CloudUnderTest, *rules: IngressRule, instance: str = WEB) -> None:
+def in_force(fleet: CloudUnderTest, *rules: PacketRule, instance: str = WEB) -> None:
     fleet.until(lambda: fleet.hypervisor.policies[instance] == rules, f"rules of {instance}")
 
 
@@ -60,8 +60,8 @@ def test_sdk_reads_groups_and_rules(fleet: CloudUnderTest) -> None:
 
 
 def test_rules_are_inserted_appended_and_removed_in_order(fleet: CloudUnderTest) -> None:
-    https = IngressRule("tcp", ((443, 443),), "0.0.0.0/0", "ACCEPT")
-    drop = IngressRule("all", (), "203.0.113.7", "DROP")
+    https = PacketRule("tcp", ((443, 443),), "0.0.0.0/0", "ACCEPT")
+    drop = PacketRule("all", (), "203.0.113.7", "DROP")
     create(fleet, HTTPS)
     in_force(fleet, SSH, https)
     create(fleet, {"Action": "DROP", "CidrBlock": "203.0.113.7", "PolicyIndex": 0})
@@ -166,16 +166,16 @@ def test_first_group_has_priority_and_group_sources_become_addresses() -> None:
         ingress=[Policy("ACCEPT", "TCP", "80,440-450", "0.0.0.0/0"), Policy("ACCEPT", group_id="sg-first")],
     )
     members = {"sg-first": ["10.97.0.5", "10.97.0.6"]}
-    drop = IngressRule("tcp", ((443, 443),), "0.0.0.0/0", "DROP")
-    accept = IngressRule("tcp", ((80, 80), (440, 450)), "0.0.0.0/0", "ACCEPT")
-    peers = [IngressRule("all", (), f"10.97.0.{host}/32", "ACCEPT") for host in (5, 6)]
+    drop = PacketRule("tcp", ((443, 443),), "0.0.0.0/0", "DROP")
+    accept = PacketRule("tcp", ((80, 80), (440, 450)), "0.0.0.0/0", "ACCEPT")
+    peers = [PacketRule("all", (), f"10.97.0.{host}/32", "ACCEPT") for host in (5, 6)]
     assert effective_ingress([first, second], members) == (drop, accept, *peers)
     assert effective_ingress([second, first], members) == (accept, *peers, drop)
 
 
 def test_order_of_groups_on_the_instance_decides(fleet: CloudUnderTest) -> None:
     fleet.store.add_group(SecurityGroup("sg-closing0", "closing", ingress=[Policy("DROP", cidr="0.0.0.0/0")]))
-    drop = IngressRule("all", (), "0.0.0.0/0", "DROP")
+    drop = PacketRule("all", (), "0.0.0.0/0", "DROP")
     fleet.cloud.set_instance(WEB, SecurityGroupIds="sg-closing0,sg-fleetlift")
     assert fleet.hypervisor.policies[WEB] == (drop, SSH)
     fleet.cloud.set_instance(WEB, SecurityGroupIds=["sg-fleetlift", "sg-closing0"])
@@ -194,7 +194,7 @@ def test_new_member_of_a_source_group_is_let_in(fleet: CloudUnderTest) -> None:
     )["InstanceIdSet"][0]
     address = fleet.settled("RUNNING", bought)["PrivateIpAddresses"][0]
     fleet.until(
-        lambda: f"{address}/32" in [rule.source for rule in fleet.hypervisor.policies[WEB]], "rule for the new member"
+        lambda: f"{address}/32" in [rule.peer for rule in fleet.hypervisor.policies[WEB]], "rule for the new member"
     )
 
 
@@ -202,3 +202,77 @@ def test_new_member_of_a_source_group_is_let_in(fleet: CloudUnderTest) -> None:
 def test_bad_ports(port: str) -> None:
     with pytest.raises(ValueError):
         port_ranges(port)
+
+
+def made(fleet: CloudUnderTest, name: str = "isolation") -> str:
+    answer = fleet.call(fleet.vpc, "CreateSecurityGroup", GroupName=name, GroupDescription="for a test")
+    group: str = answer["SecurityGroup"]["SecurityGroupId"]
+    return group
+
+
+def given(fleet: CloudUnderTest, *groups: str) -> None:
+    fleet.call(fleet.cvm, "ModifyInstancesAttribute", InstanceIds=[WEB], SecurityGroups=list(groups))
+    fleet.settled("RUNNING")
+
+
+def test_new_group_lets_nothing_in_or_out(fleet: CloudUnderTest) -> None:
+    request = models.CreateSecurityGroupRequest()
+    request.GroupName, request.GroupDescription = "isolation", "for a test"
+    group = fleet.vpc.CreateSecurityGroup(request).SecurityGroup
+    assert (group.SecurityGroupName, group.SecurityGroupDesc) == ("isolation", "for a test")
+    assert (shown(fleet, group.SecurityGroupId)["Ingress"], shown(fleet, group.SecurityGroupId)["Egress"]) == ([], [])
+    given(fleet, group.SecurityGroupId)
+    assert (fleet.hypervisor.policies[WEB], fleet.hypervisor.egress[WEB]) == ((), ())
+    assert fleet.instance()["SecurityGroupIds"] == [group.SecurityGroupId]
+    assert fleet.instance()["LatestOperation"] == "ModifyInstancesAttribute"
+
+
+def test_egress_rules_are_in_force(fleet: CloudUnderTest) -> None:
+    everything = PacketRule("all", (), "0.0.0.0/0", "ACCEPT")
+    assert fleet.hypervisor.egress[WEB] == (everything,)
+    create(fleet, {"Action": "DROP", "Protocol": "ALL", "CidrBlock": "10.0.0.0/8", "PolicyIndex": 0}, side="Egress")
+    drop = PacketRule("all", (), "10.0.0.0/8", "DROP")
+    fleet.until(lambda: fleet.hypervisor.egress[WEB] == (drop, everything), "the drop")
+
+
+def test_group_is_deleted_only_when_nobody_uses_it(fleet: CloudUnderTest) -> None:
+    group = made(fleet)
+    given(fleet, GROUP, group)
+    assert fleet.refused(fleet.vpc, "DeleteSecurityGroup", SecurityGroupId=group) == "ResourceInUse"
+    given(fleet, GROUP)
+    create(fleet, {"Action": "ACCEPT", "Protocol": "ALL", "SecurityGroupId": group})
+    assert fleet.refused(fleet.vpc, "DeleteSecurityGroup", SecurityGroupId=group) == "ResourceInUse"
+    policies = {"Ingress": [{"PolicyIndex": len(shown(fleet)["Ingress"]) - 1}]}
+    fleet.call(fleet.vpc, "DeleteSecurityGroupPolicies", SecurityGroupId=GROUP, SecurityGroupPolicySet=policies)
+    fleet.call(fleet.vpc, "DeleteSecurityGroup", SecurityGroupId=group)
+    assert fleet.refused(fleet.vpc, "DeleteSecurityGroup", SecurityGroupId=group) == "ResourceNotFound"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"SecurityGroups": ["sg-missing1"]}, "InvalidSecurityGroupId.NotFound"),
+        ({"SecurityGroups": []}, "InvalidParameterValue"),
+        ({"SecurityGroups": [GROUP], "InstanceName": "both"}, "InvalidParameterValue"),
+        ({}, "InvalidParameterValue"),
+        ({"HostName": "other"}, "InvalidParameterValue"),
+        ({"InstanceName": "x" * 61}, "InvalidInstanceName.TooLong"),
+        ({"InstanceName": "x", "InstanceIds": ["ins-00000000"]}, "InvalidInstanceId.NotFound"),
+    ],
+)
+def test_bad_change_of_an_instance_is_refused(fleet: CloudUnderTest, change: dict[str, Any], code: str) -> None:
+    assert fleet.refused(fleet.cvm, "ModifyInstancesAttribute", **{"InstanceIds": [WEB], **change}) == code
+
+
+def test_groups_of_an_instance_cannot_change_in_rescue_mode(fleet: CloudUnderTest) -> None:
+    fleet.cloud.set_instance(WEB, InstanceState="RESCUE_MODE")
+    change = {"InstanceIds": [WEB], "SecurityGroups": [GROUP]}
+    code = "UnsupportedOperation.InstanceStateRescueMode"
+    assert fleet.refused(fleet.cvm, "ModifyInstancesAttribute", **change) == code
+
+
+def test_name_and_protection_of_an_instance_change(fleet: CloudUnderTest) -> None:
+    fleet.call(fleet.cvm, "ModifyInstancesAttribute", InstanceIds=[WEB], InstanceName="other")
+    assert fleet.settled("RUNNING")["InstanceName"] == "other"
+    fleet.call(fleet.cvm, "ModifyInstancesAttribute", InstanceIds=[WEB], DisableApiTermination=True)
+    assert fleet.settled("RUNNING")["DisableApiTermination"] is True

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import loopdisk
-from lab.cloud.hypervisor import DiskSpec, IngressRule, InstanceSpec
+from lab.cloud.hypervisor import DiskSpec, InstanceSpec, PacketRule
 from lab.hypervisor import LabHypervisor
 from lab.imagelibrary import ImageLibrary
 from lab.loopdisk import COPY_STEP, copy_sparse
@@ -70,7 +70,8 @@ def test_running_instance_goes_back_to_its_snapshot_and_to_its_image(bench: Benc
     hypervisor = LabHypervisor(bench.site, bench.network, bench.place.directory / "disks", images)
     hypervisor.create_disk(DISK, 1)
     hypervisor.create(SPEC)
-    hypervisor.set_policies(INSTANCE, [IngressRule("all", (), "0.0.0.0/0", "ACCEPT")])
+    everything = [PacketRule("all", (), "0.0.0.0/0", "ACCEPT")]
+    hypervisor.set_policies(INSTANCE, everything, everything)
     hypervisor.start(INSTANCE)
 
     def does(command: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab import loopdisk
-from lab.cloud.hypervisor import IngressRule
+from lab.cloud.hypervisor import PacketRule
 from lab.command import run
 from lab.datacentre import wait_for_ssh
 from lab.loopdisk import mounted
@@ -171,7 +171,7 @@ def test_rescue_system_runs_from_ram_with_every_disk_attached(bench: Bench) -> N
     machine = bench.instance("ins-1", *disks)
     machine.rescue("root", "Correct-Horse7")
     assert power(machine) == State.RESCUE
-    bench.network.set_policies("ins-1", [IngressRule("tcp", ((22, 22),), "0.0.0.0/0", "ACCEPT")])
+    bench.network.set_policies("ins-1", [PacketRule("tcp", ((22, 22),), "0.0.0.0/0", "ACCEPT")])
     eventually(lambda: bench.ssh("203.0.113.11", "true", password="Correct-Horse7").returncode == 0, "ssh")
     assert bench.ssh("203.0.113.11", "true", password="Wrong-Horse7").returncode != 0
     listing = bench.ssh(
@@ -235,7 +235,7 @@ def test_ten_machines_start_in_seconds(bench: Bench) -> None:
     numbers = range(10, 20)
     machines = [bench.instance(f"i{n}", bench.disk(f"i{n}", filled=False), number=n) for n in numbers]
     for machine in machines:
-        bench.network.set_policies(machine.name, [IngressRule("tcp", ((22, 22),), "0.0.0.0/0", "ACCEPT")])
+        bench.network.set_policies(machine.name, [PacketRule("tcp", ((22, 22),), "0.0.0.0/0", "ACCEPT")])
     start = time.monotonic()
     with ThreadPoolExecutor(max_workers=4) as pool:
         list(pool.map(lambda machine: machine.rescue("root", "Correct-Horse7"), machines))

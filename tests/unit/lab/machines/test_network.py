@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab.cloud.hypervisor import IngressRule
+from lab.cloud.hypervisor import PacketRule
 from lab.command import run
 from lab.errors import LabError
 from lab.namespaces import in_netns
@@ -64,10 +64,10 @@ def test_security_group_rules_decide_in_order(bench: Bench) -> None:
         bench.network.set_policies(
             "ins-1",
             [
-                IngressRule("tcp", ((443, 443),), "10.96.0.11/32", "DROP"),
-                IngressRule("tcp", ((443, 443), (8000, 8100)), "0.0.0.0/0", "ACCEPT"),
-                IngressRule("all", (), "0.0.0.0/0", "DROP"),
-                IngressRule("tcp", (), "::/0", "ACCEPT"),
+                PacketRule("tcp", ((443, 443),), "10.96.0.11/32", "DROP"),
+                PacketRule("tcp", ((443, 443), (8000, 8100)), "0.0.0.0/0", "ACCEPT"),
+                PacketRule("all", (), "0.0.0.0/0", "DROP"),
+                PacketRule("tcp", (), "::/0", "ACCEPT"),
             ],
         )
         assert outcome(controller, "203.0.113.11", 443) == "open"
@@ -77,6 +77,21 @@ def test_security_group_rules_decide_in_order(bench: Bench) -> None:
         assert outcome(source.namespace, "203.0.113.11", 8080) == "open"
         bench.network.set_policies("ins-1", [])
         assert outcome(controller, "203.0.113.11", 443) == "blocked"
+
+
+def test_egress_rules_decide_what_an_instance_reaches(bench: Bench) -> None:
+    one = bench.network.connect("ins-1", ["10.97.0.11"], "10.97.0.1", guarded=True)
+    two = bench.network.connect("ins-2", ["10.97.0.12"], "10.97.0.1", guarded=True)
+    everything = [PacketRule("all", (), "0.0.0.0/0", "ACCEPT")]
+    bench.network.set_policies("ins-2", everything)
+    with listening(two.namespace, 443), listening(one.namespace, 22), listening(bench.network.router, 80):
+        bench.network.set_policies("ins-1", everything, [PacketRule("tcp", ((443, 443),), "10.97.0.12/32", "ACCEPT")])
+        assert outcome(one.namespace, "10.97.0.12", 443) == "open"
+        assert outcome(one.namespace, COS_ADDRESS, 80) == "blocked"
+        bench.network.set_policies("ins-1", everything, [])
+        assert outcome(one.namespace, "10.97.0.12", 443) == "blocked"
+        # What answers a connection from outside still passes.
+        assert outcome(bench.network.controller, "10.97.0.11", 22) == "open"
 
 
 def test_cos_answers_the_controller_and_the_region_but_no_source(bench: Bench) -> None:
@@ -122,7 +137,7 @@ def test_nothing_leads_out_of_the_lab_nor_in(bench: Bench) -> None:
 
 def test_pulled_cable_cuts_the_machine_off_until_it_is_plugged_again(bench: Bench) -> None:
     port = bench.network.connect("ins-1", ["10.97.0.11", "203.0.113.11"], "10.97.0.1", guarded=True)
-    bench.network.set_policies("ins-1", [IngressRule("tcp", (), "0.0.0.0/0", "ACCEPT")])
+    bench.network.set_policies("ins-1", [PacketRule("tcp", (), "0.0.0.0/0", "ACCEPT")])
     with listening(port.namespace, 443):
         bench.network.set_link("ins-1", up=False)
         assert not bench.network.port("ins-1").up
@@ -162,7 +177,7 @@ def transfer(bench: Bench, namespace: str, size: int) -> float:
 
 def test_bandwidth_is_what_was_bought(bench: Bench) -> None:
     port = bench.network.connect("ins-1", ["10.97.0.11", "203.0.113.11"], "10.97.0.1", guarded=True)
-    bench.network.set_policies("ins-1", [IngressRule("tcp", (), "0.0.0.0/0", "ACCEPT")])
+    bench.network.set_policies("ins-1", [PacketRule("tcp", (), "0.0.0.0/0", "ACCEPT")])
     bench.network.set_bandwidth("ins-1", 40)
     limited = transfer(bench, port.namespace, 4 * MIB)
     assert 2.5e6 < limited < 6e6, limited
@@ -194,11 +209,11 @@ def test_foreign_namespace_is_refused_and_left_alone(bench: Bench) -> None:
 def test_rules_are_written_for_nftables() -> None:
     assert chain_rules(
         [
-            IngressRule("tcp", ((80, 80), (443, 450)), "192.0.2.0/24", "ACCEPT"),
-            IngressRule("udp", (), "0.0.0.0/0", "DROP"),
-            IngressRule("icmp", (), "0.0.0.0/0", "ACCEPT"),
-            IngressRule("all", (), "fe80::/10", "ACCEPT"),
-            IngressRule("all", (), "0.0.0.0/0", "DROP"),
+            PacketRule("tcp", ((80, 80), (443, 450)), "192.0.2.0/24", "ACCEPT"),
+            PacketRule("udp", (), "0.0.0.0/0", "DROP"),
+            PacketRule("icmp", (), "0.0.0.0/0", "ACCEPT"),
+            PacketRule("all", (), "fe80::/10", "ACCEPT"),
+            PacketRule("all", (), "0.0.0.0/0", "DROP"),
         ]
     ) == [
         "ip saddr 192.0.2.0/24 tcp dport { 80, 443-450 } accept",
