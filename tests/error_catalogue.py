@@ -33,6 +33,7 @@ MAKERS = {
 CHAPTERS = {
     "Preflight: the source": ("plugins/module_utils/source_facts.py", "plugins/modules/preflight.py"),
     "Preflight: source and target together": ("plugins/module_utils/plan.py", "plugins/modules/assess.py"),
+    "Image files": ("plugins/module_utils/images/", "plugins/modules/image_"),
     "COS": ("plugins/module_utils/cloud/cos", "plugins/modules/cos_", "plugins/plugin_utils/cos"),
     "The cloud and the landing": ("plugins/module_utils/cloud/", "plugins/modules/target_"),
     "Reaching and running the agents": ("plugins/plugin_utils/", "plugins/action/"),
@@ -72,7 +73,11 @@ FAQ = """
 | several sources at once | each needs its own target: `TARGET_SHARED` |
 | the public IP does not move | `PUBLIC_IP_STAYS` |
 | an interrupted transfer | no error: the next run continues; `TRANSFER_STALLED` when the path stays closed |
-| offline images: format, integrity, size, metadata | not yet: offline migration is not part of this release |
+| uploading and importing takes long: use a compressed format | not an error: the estimate of `image_info` says what compressing first would save |
+| the image is not qcow2, VHD, VMDK or raw | `IMAGE_FORMAT_UNSUPPORTED`, `IMAGE_ARCHIVE`, by the file's content |
+| the image file was damaged on its way, or is not complete at COS | `IMAGE_TRUNCATED`, `IMAGE_CORRUPT` before the upload; `COS_PART_CORRUPTED`, `COS_OBJECT_CORRUPTED` after it |
+| "verification of the image file failed": the target's disk is smaller than the source's disk or the image | `TARGET_DISK_SMALLER` |
+| "getting the image's metadata failed": damaged or not supported | `IMAGE_CORRUPT`, `IMAGE_TRUNCATED`, `IMAGE_FORMAT_UNSUPPORTED`, `IMAGE_SNAPSHOT_CHAIN`, `IMAGE_BACKING_FILE` |
 """
 
 

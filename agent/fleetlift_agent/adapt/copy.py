@@ -332,7 +332,7 @@ def _mount_system(
     entries = [line.split() for line in (tree.read("/etc/fstab") or "").splitlines()]
     wanted = [fields for fields in entries if len(fields) > 2 and fields[1] in _SYSTEM_MOUNTS]
     for fields in sorted(wanted, key=lambda each: each[1].count("/")):
-        volume = names.meaning(fields[0]).volume or _mapped(names, fields[0])
+        volume = names.meaning(fields[0]).volume or mapped_volume(names, fields[0])
         if volume is None or volume not in nodes or volume.content.kind not in FILESYSTEMS:
             continue
         given = fields[3].split(",") if len(fields) > 3 else []
@@ -351,7 +351,7 @@ def _mount_system(
                 _mount(stack, volume, nodes[volume], target, flags, _mount_data(volume, check))
 
 
-def _mapped(names: Names, spec: str) -> DiskVolume | None:
+def mapped_volume(names: Names, spec: str) -> DiskVolume | None:
     """The logical volume that a path of the device mapper or of its group names; their spellings differ in dashes."""
     wanted = spec.replace("--", "-")
     for volume in names.volumes:

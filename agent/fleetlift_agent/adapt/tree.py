@@ -86,13 +86,13 @@ class Tree:
         if staged is not None:
             return staged.link
         outside = self._outside(place)
-        return os.readlink(outside) if outside.is_symlink() else None
+        return str(outside.readlink()) if outside.is_symlink() else None
 
     def names(self, directory: str) -> list[str]:
         """The names in *directory* as they will be, sorted; none when there is no such directory."""
         real = self.real(directory)
         outside = self._outside(real)
-        found = set(os.listdir(outside)) if outside.is_dir() else set()
+        found = {each.name for each in outside.iterdir()} if outside.is_dir() else set()
         for path, staged in self._staged.items():
             parent, name = posixpath.split(path)
             if parent == real:
@@ -175,7 +175,7 @@ class Tree:
         if staged is not None:
             return staged.link
         outside = self._outside(here)
-        return os.readlink(outside) if outside.is_symlink() else None
+        return str(outside.readlink()) if outside.is_symlink() else None
 
     def _glob(self, base: str, parts: list[str]) -> Iterator[str]:
         head, rest = parts[0], parts[1:]

@@ -10,7 +10,7 @@ import os
 import stat
 import struct
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fleetlift_agent.devices import device_size, logical_block_size
@@ -78,17 +78,21 @@ def read_disk(disk_id: str, path: Path, device: str = "", aliases: tuple[str, ..
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size, sector = measure(descriptor)
-        reader = BufferedDevice(descriptor)
-        table = read_table(reader, size, sector)
-        plain = [part for part in table if not part.container]
-        if plain:
-            volumes = tuple(_volume(disk_id, reader, part) for part in plain)
-        else:
-            volumes = (DiskVolume(disk_id, 0, 0, size, "", "", identify(Volume(reader, 0, size))),)
-        kind = "" if not plain else "gpt" if len(plain[0].kind) > 2 else "mbr"
-        return CopyDisk(disk_id, path, size, sector, kind, volumes, device, aliases, serial)
+        disk = disk_behind(BufferedDevice(descriptor), disk_id, path, size, sector)
     finally:
         os.close(descriptor)
+    return replace(disk, device=device, aliases=aliases, serial=serial)
+
+
+def disk_behind(reader: Device, disk_id: str, path: Path, size: int, sector: int) -> CopyDisk:
+    """What the disk of *size* bytes that *reader* reads holds. Raises as :func:`read_disk` does."""
+    plain = [part for part in read_table(reader, size, sector) if not part.container]
+    if plain:
+        volumes = tuple(_volume(disk_id, reader, part) for part in plain)
+    else:
+        volumes = (DiskVolume(disk_id, 0, 0, size, "", "", identify(Volume(reader, 0, size))),)
+    kind = "" if not plain else "gpt" if len(plain[0].kind) > 2 else "mbr"
+    return CopyDisk(disk_id, path, size, sector, kind, volumes)
 
 
 def measure(descriptor: int) -> tuple[int, int]:

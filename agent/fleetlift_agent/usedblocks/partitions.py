@@ -18,6 +18,14 @@ _MAX_LOGICAL = 256
 _MAX_GPT_ENTRIES = 1024
 
 
+class BeyondDisk(ReadInFull):
+    """A partition ends ``missing`` bytes behind the end of the disk, which is perhaps not all there."""
+
+    def __init__(self, missing: int) -> None:
+        super().__init__("its partition table has a partition outside of the disk")
+        self.missing = missing
+
+
 @dataclass(frozen=True, order=True)
 class Partition:
     """Bytes of the disk from *start*; a container (an extended partition) only holds others.
@@ -126,7 +134,10 @@ def _gpt(device: Device, size: int, sector: int) -> list[Partition]:
 
 
 def _check(partitions: list[Partition], size: int) -> None:
-    if any(part.size <= 0 or part.end > size or part.start <= 0 for part in partitions):
+    end = max((part.end for part in partitions), default=0)
+    if end > size:
+        raise BeyondDisk(end - size)
+    if any(part.size <= 0 or part.start <= 0 for part in partitions):
         raise ReadInFull("its partition table has a partition outside of the disk")
     plain = sorted(part for part in partitions if not part.container)
     if any(first.end > second.start for first, second in zip(plain, plain[1:])):
