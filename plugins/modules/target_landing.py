@@ -7,13 +7,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: target_landing
-short_description: Put a target instance into rescue mode, or take it out
+short_description: Put a target instance into rescue mode, take it out, or stop it
 description:
   - The landing is a system in memory from which the disks of a target instance are written. On Tencent Cloud it is the
     instance's rescue mode.
   - With O(state=present) the instance enters rescue mode and the module waits until SSH answers there.
   - With O(state=absent) the instance leaves rescue mode, which leaves it stopped, and is started.
-  - Both continue what an interrupted run left half-done, and wait for an operation of somebody else to end first.
+  - With O(state=stopped) the instance is off, whether it was in rescue mode or running.
+  - All continue what an interrupted run left half-done, and wait for an operation of somebody else to end first.
   - An instance that has expired, is isolated, is an ARM machine, is being terminated or is in the vendor's own online
     migration is refused before anything is changed.
 author:
@@ -33,9 +34,9 @@ options:
     required: true
   state:
     description:
-      - Whether the instance is to be in rescue mode.
+      - What the instance is to be, in rescue mode, running from its own disk, or off.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, stopped]
     default: present
   username:
     description:
@@ -50,7 +51,7 @@ options:
     type: str
   stop_type:
     description:
-      - How a running instance is stopped before it enters rescue mode.
+      - How a running instance is stopped.
       - V(soft_first) stops it the hard way when it does not stop by itself.
     type: str
     choices: [soft, hard, soft_first]
@@ -213,7 +214,7 @@ def main() -> None:
         argument_spec={
             **cloud_argument_spec(),
             "instance_id": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "absent", "stopped"], "default": "present"},
             "username": {"type": "str", "default": "root"},
             "password": {"type": "str", "no_log": True},
             "stop_type": {"type": "str", "choices": ["soft", "hard", "soft_first"], "default": "soft_first"},

@@ -63,6 +63,16 @@ class Instances:
         """Starts the change; returns the request id."""
         return self._change("StartInstances", {"InstanceIds": [instance_id]})
 
+    def stop(self, instance_id: str, *, stop_type: str) -> str:
+        """Starts the change; returns the request id. The instance keeps its host, which rescue mode needs."""
+        params = {"InstanceIds": [instance_id], "StopType": stop_type, "StoppedMode": "KEEP_CHARGING"}
+        return self._change("StopInstances", params)
+
+    def set_security_groups(self, instance_id: str, groups: Sequence[str]) -> str:
+        """Starts the change, after which the instance has these groups and no other; returns the request id."""
+        params = {"InstanceIds": [instance_id], "SecurityGroups": list(groups)}
+        return self._change("ModifyInstancesAttribute", params)
+
     def _change(self, action: str, params: Mapping[str, Any]) -> str:
         return str(self._client.call("cvm", action, params, idempotent=False)["RequestId"])
 

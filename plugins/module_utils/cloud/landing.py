@@ -27,6 +27,7 @@ class Goal(Enum):
 
     PRESENT = "RESCUE_MODE"
     ABSENT = "RUNNING"
+    STOPPED = "STOPPED"
 
 
 class Step(Enum):
@@ -35,12 +36,13 @@ class Step(Enum):
     ENTER = "EnterRescueMode"
     EXIT = "ExitRescueMode"
     START = "StartInstances"
+    STOP = "StopInstances"
     WAIT = "wait: it is on its way to the goal"
     SETTLE = "wait until another operation has ended, then decide"
     DONE = "done"
 
 
-CALLS = (Step.ENTER, Step.EXIT, Step.START)
+CALLS = (Step.ENTER, Step.EXIT, Step.START, Step.STOP)
 
 # An instance that has left rescue mode stays STOPPED until it is started.
 STEPS: Mapping[Goal, Mapping[str, Step]] = {
@@ -66,6 +68,24 @@ STEPS: Mapping[Goal, Mapping[str, Step]] = {
         "STOPPING": Step.SETTLE,
         "REBOOTING": Step.SETTLE,
     },
+    Goal.STOPPED: {
+        "RUNNING": Step.STOP,
+        "RESCUE_MODE": Step.EXIT,
+        "STOPPED": Step.DONE,
+        "EXIT_RESCUE_MODE": Step.WAIT,
+        "STOPPING": Step.WAIT,
+        "ENTER_RESCUE_MODE": Step.SETTLE,
+        "PENDING": Step.SETTLE,
+        "STARTING": Step.SETTLE,
+        "REBOOTING": Step.SETTLE,
+    },
+}
+
+# States that lead to the goal, or are it, without a change of ours.
+REACHED_BY_OTHERS: Mapping[Goal, tuple[str, ...]] = {
+    Goal.PRESENT: ("RESCUE_MODE",),
+    Goal.ABSENT: ("RUNNING", "STARTING", "REBOOTING", "PENDING"),
+    Goal.STOPPED: ("STOPPED", "STOPPING", "EXIT_RESCUE_MODE"),
 }
 
 # Seconds after which a change whose answer was lost and of which nothing shows is taken not to have begun.
@@ -162,8 +182,7 @@ def predict(goal: Goal, target: Target, credentials: Credentials) -> Outcome:
     step = next_step(goal, target)
     if goal is Goal.PRESENT and target.state in ("RUNNING", "STOPPED"):
         refuse_unlandable(target, credentials)
-    others_will = ("RUNNING", "STARTING", "REBOOTING", "PENDING") if goal is Goal.ABSENT else ("RESCUE_MODE",)
-    changed = step is not Step.DONE and target.state not in others_will
+    changed = step is not Step.DONE and target.state not in REACHED_BY_OTHERS[goal]
     return Outcome(target, target.state, changed)
 
 
@@ -242,6 +261,8 @@ class Landing:
             )
         elif step is Step.EXIT:
             self._instances.exit_rescue_mode(self._instance_id)
+        elif step is Step.STOP:
+            self._instances.stop(self._instance_id, stop_type=self._credentials.stop_type)
         else:
             self._instances.start(self._instance_id)
 

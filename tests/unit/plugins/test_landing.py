@@ -68,6 +68,7 @@ class ScriptedInstance:
         "EnterRescueMode": ("ENTER_RESCUE_MODE", "RESCUE_MODE"),
         "ExitRescueMode": ("EXIT_RESCUE_MODE", "STOPPED"),
         "StartInstances": ("STARTING", "RUNNING"),
+        "StopInstances": ("STOPPING", "STOPPED"),
     }
 
     def observe(self, instance_id: str) -> Target:
@@ -103,6 +104,10 @@ class ScriptedInstance:
 
     def start(self, instance_id) -> str:
         return self._call("StartInstances")
+
+    def stop(self, instance_id, *, stop_type) -> str:
+        assert stop_type == "SOFT_FIRST"
+        return self._call("StopInstances")
 
 
 def reach(instance, goal, *, timeout=900.0, settle_timeout=300.0, credentials=CREDENTIALS, patient=True):
