@@ -131,6 +131,10 @@ def _instance(store: Store, call: Call, zone: str, private: str, public: list[st
     instance_type = call.get("InstanceType", DEFAULT_INSTANCE_TYPE)
     if instance_type not in store.site.instance_types:
         raise ApiError("InvalidParameterValue.InstanceTypeNotFound", f"There is no instance type `{instance_type}`.")
+    if instance_type in store.site.sold_out:
+        raise ApiError("ResourceInsufficient.SpecifiedInstanceType", f"`{instance_type}` is sold out in `{zone}`.")
+    if not store.site.solvent:
+        raise ApiError("InvalidAccount.InsufficientBalance", "The balance of the account is not sufficient.")
     cpu, memory = store.site.instance_types[instance_type]
     name = call.get("InstanceName", "unnamed")
     if len(name) > 128:

@@ -185,6 +185,7 @@ class SecurityGroup:
 class Site:
     """The fixed part of the cloud: where it is and what can be bought there. instance_types: name -> (cpu, GiB).
 
+    sold_out names the types of which there is no stock; solvent says whether the account can pay for anything.
     international says which of the vendor's two sites this is: their API models differ.
     """
 
@@ -208,6 +209,8 @@ class Site:
             "SR1.MEDIUM4": (2, 4),
         }
     )
+    sold_out: tuple[str, ...] = ()
+    solvent: bool = True
 
 
 class Store:

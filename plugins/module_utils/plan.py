@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cloud.target import CHANGING_STATES, Disk, Target, standing_refusals
-from .findings import Finding, by_severity
+from .findings import Finding, Refusal, by_severity
 from .security_groups import DROP, UNKNOWN, decide
 
 GIB = 1 << 30
@@ -107,6 +107,19 @@ def source_disks(facts: Mapping[str, Any]) -> list[SourceDisk]:
             )
         )
     return disks
+
+
+def mapped_sizes(source: str, facts: Mapping[str, Any], mapping: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """The bytes of each disk of *source* by the place on the target that *mapping* gives it. Raises ``Refusal``."""
+    disks, findings = source_disks(facts), list(_twice(source, [str(each["target"]) for each in mapping], "the place"))
+    sizes = {}
+    for entry in mapping:
+        disk = _source_disk(source, disks, str(entry["source"]), findings)
+        if disk:
+            sizes[str(entry["target"])] = disk.size
+    for finding in findings:
+        raise Refusal(finding)
+    return sizes
 
 
 def assess_source(

@@ -135,6 +135,76 @@ _MEANINGS = {
     "UnsupportedOperation.InstanceReinstallFailed": Meaning(
         "TARGET_STATE", "The last reinstallation of the instance failed.", "Reinstall it in the console and run again."
     ),
+    "ResourceInsufficient": Meaning(
+        "TARGET_SOLD_OUT",
+        "The zone has no stock of what is to be created.",
+        "Choose another instance_type, disk type or zone; the API's message in the evidence says which is sold out.",
+    ),
+    "ResourcesSoldOut": Meaning(
+        "TARGET_SOLD_OUT",
+        "The zone has no stock of what is to be created.",
+        "Choose another instance_type, disk type or zone; the API's message in the evidence says which is sold out.",
+    ),
+    "ResourceUnavailable.InstanceType": Meaning(
+        "TARGET_SOLD_OUT",
+        "This instance type cannot be had in the zone at present.",
+        "Choose another instance_type or zone.",
+    ),
+    "InvalidParameterValue.InsufficientOffering": Meaning(
+        "TARGET_SOLD_OUT",
+        "The zone does not offer this instance type in this size or for this way to pay.",
+        "Choose another instance_type, zone or charge_type.",
+    ),
+    "InvalidParameterValue.InstanceTypeNotFound": Meaning(
+        "TARGET_SHAPE_INVALID", "There is no such instance type.", "Correct instance_type, for example S5.MEDIUM4."
+    ),
+    "InvalidInstanceType.Malformed": Meaning(
+        "TARGET_SHAPE_INVALID", "This is not an instance type.", "Correct instance_type, for example S5.MEDIUM4."
+    ),
+    "InvalidImageId": Meaning(
+        "TARGET_SHAPE_INVALID",
+        "The account has no such image in this region.",
+        "Correct image_id; any Linux image of the right architecture will do, since its disks are overwritten.",
+    ),
+    "InvalidZone.MismatchRegion": Meaning(
+        "TARGET_SHAPE_INVALID", "The zone is not in this region.", "Correct zone or region."
+    ),
+    "InvalidSecurityGroupId.NotFound": Meaning(
+        "TARGET_SHAPE_INVALID", "There is no such security group in this region.", "Correct security_groups."
+    ),
+    "FailedOperation.NoAvailableIpAddressCountInSubnet": Meaning(
+        "TARGET_SUBNET_FULL", "The subnet has no free address left.", "Choose another subnet_id."
+    ),
+    "InvalidAccount.InsufficientBalance": Meaning(
+        "ACCOUNT_BALANCE_LOW",
+        "The account's balance does not cover the price of the instance.",
+        "Top the account up and run again.",
+    ),
+    "InvalidParameterValue.InsufficientPrice": Meaning(
+        "TARGET_PRICE_REFUSED",
+        "The price offered for the instance is below what it costs.",
+        "Choose charge_type POSTPAID_BY_HOUR or PREPAID, which are sold at the list price.",
+    ),
+    "FailedOperation.InquiryPriceFailed": Meaning(
+        "TARGET_PRICE_REFUSED",
+        "The cloud finds no price for this combination of type, disks, bandwidth and way to pay.",
+        "Correct the shape: a combination that the console sells has a price.",
+    ),
+    "InstancesQuotaLimitExceeded": Meaning(
+        "ACCOUNT_QUOTA_REACHED",
+        "The account may not have more instances of this kind.",
+        "Ask the vendor for a larger quota, or use another zone.",
+    ),
+    "LimitExceeded": Meaning(
+        "ACCOUNT_QUOTA_REACHED",
+        "A quota of the account is used up.",
+        "Ask the vendor for a larger quota; the API's message in the evidence says which.",
+    ),
+    "AccountQualificationRestrictions": Meaning(
+        "ACCOUNT_NOT_QUALIFIED",
+        "The account may not buy this yet.",
+        "Complete the account's verification in the console.",
+    ),
     "RequestLimitExceeded": Meaning(
         "CLOUD_RATE_LIMITED",
         "More requests per second than the account may send, and retries did not get through.",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -141,3 +142,18 @@ def test_bad_order_is_refused_and_leaves_nothing(fleet: CloudUnderTest, change: 
     before = set(fleet.store.instances), set(fleet.store.disks)
     assert fleet.refused(fleet.cvm, "RunInstances", **{**BASIC, **change}) == code
     assert (set(fleet.store.instances), set(fleet.store.disks)) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"sold_out": ("S5.MEDIUM4",)}, "ResourceInsufficient.SpecifiedInstanceType"),
+        ({"solvent": False}, "InvalidAccount.InsufficientBalance"),
+    ],
+)
+def test_what_cannot_be_had_or_paid_is_refused_by_a_dry_run_too(
+    fleet: CloudUnderTest, change: dict[str, Any], code: str
+) -> None:
+    fleet.store.site = replace(fleet.store.site, **change)
+    for dry in (True, False):
+        assert fleet.refused(fleet.cvm, "RunInstances", **BASIC, DryRun=dry) == code
