@@ -85,3 +85,10 @@ boot: setup $(VENV)/.packages-virtual ## Migrate a virtual machine with IDE disk
 .PHONY: boot-matrix
 boot-matrix: setup $(VENV)/.packages-virtual ## The same for other firmware, disks, tables and volumes (an hour)
 	PYTHONPATH=. $(PYTHON) tests/boot_matrix.py
+
+ROUNDS ?= 20
+SEED ?= 1
+FIRST ?= 0
+.PHONY: stress
+stress: setup ## Replicate working filesystems under faults: ROUNDS=20 SEED=1 (ten seconds a round)
+	PYTHONPATH=.:agent:tests/unit/agent $(PYTHON) tests/stress.py --rounds $(ROUNDS) --seed $(SEED) --first $(FIRST)

@@ -219,9 +219,20 @@ class Copy:
     # The proof: what was written is read back from the target's disks.
 
     def _await_proof(self, cancelled: Cancellation) -> None:
-        while self._proved(cancelled) > 0:
+        """Until all that the target held when this began was read back, or was written again since.
+
+        On a source that never pauses something always waits to be read back: what is new does not count.
+        """
+        begun: list[int] = []
+        while True:
+            pending, sweeps = self._proved(cancelled)
             if self.replicator.owes:
                 self._repair(cancelled)
+            elif not pending or all(now >= before + 2 for before, now in zip(begun, sweeps)) and begun:
+                return
+            elif not begun or any(now < before for before, now in zip(begun, sweeps)):
+                # Another receiver counts from the beginning.
+                begun = sweeps
             if self.tracking:
                 self._advance(cancelled)
             deadline = time.monotonic() + _PROOF_INTERVAL
@@ -230,8 +241,8 @@ class Copy:
                     raise Cancelled
                 time.sleep(0.05)
 
-    def _proved(self, cancelled: Cancellation) -> int:
-        """How many bytes are still to be proved; what the target turns out not to hold is owed."""
+    def _proved(self, cancelled: Cancellation) -> tuple[int, list[int]]:
+        """How many bytes are still to be proved, and the sweeps that did; what the target does not hold is owed."""
         answer = self.replicator.request(cancelled, "read_back")
         pending, damaged = int(answer.get("pending", 0)), int(answer.get("damaged", 0))
         self._state.touch(read_back={"pending": pending, "damaged": damaged})
@@ -239,7 +250,7 @@ class Copy:
             self._damaged = damaged
             log.warning("the target's disks did not hold what was written: %d extents so far", damaged)
             self.replicator.refresh(cancelled)
-        return pending + int(self.replicator.owes)
+        return pending, [int(count) for count in answer.get("sweeps", [])]
 
     def _repair(self, cancelled: Cancellation) -> None:
         self.run_pass("repair", NothingNew(), cancelled, total=0)

@@ -36,7 +36,10 @@ class ReadBack:
         self._lock = threading.Lock()
         # Who reads an extent at this moment; a write sends them away empty-handed.
         self._readers: dict[int, set[object]] = {}
+        self._cursor = 0
         self.damaged = 0
+        # How often `next_due` came to the end of what waited, and began again.
+        self.sweeps = 0
 
     def attach(self, manifest: Manifest) -> None:
         """The same manifest, opened again."""
@@ -87,13 +90,21 @@ class ReadBack:
             return False
 
     def next_due(self) -> int | None:
-        """An extent that waits to be read back, what was written since before what was read long ago."""
+        """An extent that waits to be read back, what was written since before what was read long ago.
+
+        They come in turn, so that one that is written all the time keeps no other waiting. What waited when `sweeps`
+        had some value was handed out, or written once more, when it is greater by two.
+        """
         with self._lock:
-            for state in (_WRITTEN, _DUE):
-                found = self._states.find(state)
-                if found >= 0:
-                    return found
-        return None
+            found = self._states.find(_WRITTEN, self._cursor)
+            if found < 0:
+                self.sweeps += 1
+                found = self._states.find(_WRITTEN)
+            if found >= 0:
+                self._cursor = found + 1
+                return found
+            found = self._states.find(_DUE)
+            return found if found >= 0 else None
 
     def unproved(self, age: float | None) -> Iterator[int]:
         """The extents that were not read back since they were written or, with `age`, within so many seconds."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import mmap
@@ -276,7 +277,7 @@ class Worker:
         if operation == "verify":
             self._session.spawn(lambda: self._verify(request), "verify")
         elif operation == "read_back":
-            self._reply(request, self._receiver.read_back_state())
+            self._reply(request, {**self._receiver.read_back_state(), "sweeps": self._receiver.read_back_sweeps()})
         elif operation == "seal":
             self._receiver.seal(str(request.get("root_hash"))[:128])
             self._reply(request, {})
@@ -422,6 +423,10 @@ class Receiver:
         """Bytes that are durable and were not read back since, and how many extents were found damaged so far."""
         return {"pending": sum(disk.read_back.pending for disk in self._disks) * EXTENT, "damaged": self._damaged()}
 
+    def read_back_sweeps(self) -> list[int]:
+        """For each disk how often the background reading went through all that waited (see ReadBack.next_due)."""
+        return [disk.read_back.sweeps for disk in self._disks]
+
     def _damaged(self) -> int:
         return sum(disk.read_back.damaged for disk in self._disks)
 
@@ -464,17 +469,18 @@ class Receiver:
         """The background of a session: read everything back that was written, and in time everything again."""
         buffer = mmap.mmap(-1, EXTENT)
         round_ended = time.monotonic()
+        turns = itertools.cycle(range(len(self._disks)))
         try:
             while not session.closing.is_set():
-                due = [(disk, extent) for disk in self._disks if (extent := disk.read_back.next_due()) is not None]
-                if not due or self._sealed is not None:
+                due = None if self._sealed is not None else self._next_due(next(turns))
+                if due is None:
                     session.closing.wait(_IDLE_SECONDS)
                     if time.monotonic() - round_ended > self._scrub_interval:
                         for disk in self._disks:
                             disk.read_back.start_round()
                     continue
                 round_ended = time.monotonic()
-                disk, extent = due[0]
+                disk, extent = due
                 begun = time.monotonic()
                 self._prove(session, disk, extent, buffer)
                 self._state.touch(read_back=self.read_back_state())
@@ -484,6 +490,14 @@ class Receiver:
                     session.closing.wait(3 * (now - begun))
         except AgentError as error:
             session.fail(error)
+
+    def _next_due(self, first: int) -> tuple[ReplicaDisk, int] | None:
+        """What to read back next; the disk with the number `first` is asked first."""
+        for disk in (*self._disks[first:], *self._disks[:first]):
+            extent = disk.read_back.next_due()
+            if extent is not None:
+                return disk, extent
+        return None
 
     # Connections.
 

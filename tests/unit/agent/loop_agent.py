@@ -46,6 +46,10 @@ if __name__ == "__main__":
         # A kernel that reports reads, and no write.
         note = tracing.ChangeTracker._note
         tracing.ChangeTracker._note = lambda self, page: note(self, replace(page, changes=[]))  # type: ignore[method-assign]
+    if "FLEETLIFT_TEST_RING_KIB" in os.environ:
+        tracing.affordable = lambda *_arguments: int(os.environ["FLEETLIFT_TEST_RING_KIB"])
+    if "FLEETLIFT_TEST_STALLED" in os.environ:
+        tracing._STALLED = float(os.environ["FLEETLIFT_TEST_STALLED"])
     start = daemon.start
     daemon.start = lambda directory: start(directory, daemon.Openers(target=find_target))  # type: ignore[misc,assignment]
     sys.exit(main())

@@ -21,6 +21,7 @@ from typing import Any, Callable
 
 from fleetlift_agent import control, tracing
 from fleetlift_agent.errors import AgentError
+from fleetlift_agent.tracefs import find_tracefs
 from fleetlift_agent.tracing import TrackedDisk
 
 AGENT = Path(__file__).resolve().parents[3] / "agent"
@@ -86,7 +87,7 @@ class Agent:
     def __init__(self, directory: Path, config: dict[str, Any], targets: dict[str, str]) -> None:
         self.directory = directory
         self.config = config
-        self._environment = {
+        self.environment = {
             **os.environ,
             "PYTHONPATH": str(AGENT),
             "FLEETLIFT_TEST_TARGETS": json.dumps(targets),
@@ -103,7 +104,7 @@ class Agent:
         done = subprocess.run(
             [*self.interpreter, str(Path(__file__).with_name("loop_agent.py")), *arguments],
             input=json.dumps(data) if data is not None else "",
-            env=self._environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=60,
@@ -266,6 +267,17 @@ def remove_trace(pair: Pair) -> None:
     """What a killed sender left in the kernel for the next one."""
     disks = [TrackedDisk.open("", source.device, source.size) for source, _target in pair.disks]
     tracing.remove_trace(pair.sender.directory.parent, "web1", disks)
+
+
+@contextmanager
+def instance_of(pair: Pair) -> Iterator[Path]:
+    """The directory in which the sender traces."""
+    root = find_tracefs(pair.sender.directory.parent)
+    try:
+        disks = [TrackedDisk.open("", source.device, source.size) for source, _target in pair.disks]
+        yield root.path / "instances" / tracing.instance_name("web1", disks)
+    finally:
+        root.close()
 
 
 MakePair = Callable[..., Pair]

@@ -16,9 +16,7 @@ from typing import Any
 
 import pytest
 from block_devices import run
-from fleetlift_agent.tracefs import find_tracefs
-from fleetlift_agent.tracing import TrackedDisk, instance_name
-from loop_pair import MIB, MakePair, Pair, wait_for
+from loop_pair import MIB, MakePair, Pair, instance_of, wait_for
 from test_replication import corrupt
 
 pytestmark = pytest.mark.root
@@ -116,6 +114,32 @@ def test_writes_during_every_pass_reach_the_target(make_pair: MakePair) -> None:
     pair.assert_identical()
 
 
+def test_source_that_never_pauses_is_in_sync_all_the_same(make_pair: MakePair) -> None:
+    pair = make_pair(256 * MIB, tracking=True)
+    source = pair.disks[0][0]
+    pair.start()
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        # So much that at no moment everything that arrived was read back.
+        with source.device.open("r+b", buffering=0) as device:
+            while not stop.is_set():
+                for extent in range(256):
+                    os.pwrite(device.fileno(), os.urandom(GRANULE), extent * MIB)
+                os.fsync(device.fileno())
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        pair.sender.ctl("replicate")
+        pair.sender.phase("in_sync", seconds=60)
+    finally:
+        stop.set()
+        writer.join()
+    assert pair.prepare()["verified"]
+    pair.assert_identical()
+
+
 def test_killed_sender_goes_on_where_its_trace_stands(make_pair: MakePair) -> None:
     pair = live_pair(make_pair)
     pair.sender.kill()
@@ -172,20 +196,9 @@ def test_blocks_written_in_a_delta_are_read_back_too(make_pair: MakePair) -> Non
     pair = live_pair(make_pair)
     write_granules(pair, 6)
     until_identical(pair)
-    wait_for(lambda: not pair.receiver.state["read_back"]["pending"], "everything was read back")
+    wait_for(lambda: (pair.receiver.state["read_back"] or {}).get("pending") == 0, "everything was read back")
     state = pair.prepare()
     assert state["verified"]
-
-
-@contextmanager
-def instance_of(pair: Pair) -> Iterator[Path]:
-    """The directory in which the sender traces."""
-    root = find_tracefs(pair.sender.directory.parent)
-    try:
-        disks = [TrackedDisk.open("", source.device, source.size) for source, _target in pair.disks]
-        yield root.path / "instances" / instance_name("web1", disks)
-    finally:
-        root.close()
 
 
 def test_trace_that_somebody_switches_off_is_answered_with_a_rescan(make_pair: MakePair) -> None:

@@ -56,6 +56,20 @@ def test_everything_known_waits_to_be_read_back() -> None:
     assert disk.read_back.next_due() == 2
 
 
+def test_what_is_written_all_the_time_keeps_nothing_else_waiting() -> None:
+    disk = Disk()
+    before = disk.read_back.sweeps
+    handed_out = []
+    for _round in range(4):
+        disk.write(0, 9)
+        handed_out.append(disk.read_back.next_due())
+        assert disk.check(handed_out[-1])
+    assert handed_out == [0, 1, 0, 0]
+    assert disk.read_back.sweeps == before + 2
+    disk.write(0, 9)
+    assert disk.read_back.pending == 1
+
+
 def test_damage_is_forgotten_by_the_manifest_and_counted() -> None:
     disk = Disk()
     disk.content[1] = b"x" * EXTENT
