@@ -6,44 +6,15 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import threading
-from pathlib import Path
 from typing import Any
 
-from ansible.utils.display import Display
-
-from ..module_utils.upload_progress import read_progress, upload_line
-from ..plugin_utils.cos_action import CosAction
-
-INTERVAL = 3.0
+from ..module_utils.upload_progress import upload_line
+from ..plugin_utils.watched_action import WatchedAction
 
 
-class ActionModule(CosAction):
-    def act(self, task_vars: dict[str, Any]) -> dict[str, Any]:
-        directory = tempfile.mkdtemp(prefix="fleetlift-upload-")
-        file = Path(directory, "progress.json")
-        name = task_vars.get("inventory_hostname", "localhost")
-        label = f"{name}: {self._task.args.get('key', '')}"
-        end = threading.Event()
-        watcher = threading.Thread(target=watch, args=(file, label, end), name="upload-progress", daemon=True)
-        watcher.start()
-        try:
-            arguments = {"progress_file": str(file), **self._task.args}
-            return dict(self._execute_module(module_args=arguments, task_vars=task_vars))
-        finally:
-            end.set()
-            watcher.join()
-            shutil.rmtree(directory)
+class ActionModule(WatchedAction):
+    def label(self) -> str:
+        return str(self._task.args.get("key", ""))
 
-
-def watch(file: Path, label: str, end: threading.Event) -> None:
-    """Print a line whenever the upload has moved, until ``end``."""
-    last = ""
-    while not end.wait(INTERVAL):
-        state = read_progress(file)
-        line = upload_line(state) if state is not None else ""
-        if line and line != last:
-            Display().display(f"[{label}] {line}")
-            last = line
+    def line(self, state: dict[str, Any]) -> str:
+        return upload_line(state)

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..findings import refuse
+from ..redact import without_queries
 from .client import CONNECT_TIMEOUT, RETRY_WAITS, Access
 from .cos_errors import CODE_OF_STATUS, CosError
 from .errors import MALFORMED, NETWORK_CODES
@@ -342,15 +343,10 @@ def _sdk_errors(operation: str, subject: str) -> Iterator[None]:
         request_id = fields.get("requestid") or fields.get("x-cos-request-id") or ""
         raise CosError(code, fields.get("message", ""), status, request_id, operation, subject) from error
     except CosClientError as error:
-        raise CosError(NETWORK_CODES[0], _without_query(str(error)), 0, "", operation, subject) from error
+        raise CosError(NETWORK_CODES[0], without_queries(str(error)), 0, "", operation, subject) from error
     except (ValueError, KeyError, TypeError, SyntaxError) as error:
         # The SDK reads a body that is not COS's XML, and what it raises then is no error of its own.
         raise CosError(MALFORMED, f"{type(error).__name__}: {error}", 0, "", operation, subject) from error
-
-
-def _without_query(text: str) -> str:
-    """*text* without the queries of URLs in it: a presigned one is a secret."""
-    return re.sub(r"\?\S+", "?…", text)[:500]
 
 
 def _expected(answer: Mapping[str, Any], name: str, operation: str, subject: str) -> Any:

@@ -205,6 +205,51 @@ _MEANINGS = {
         "The account may not buy this yet.",
         "Complete the account's verification in the console.",
     ),
+    "ImageQuotaLimitExceeded": Meaning(
+        "IMAGE_QUOTA",
+        "The account has as many images of its own in this region as it may have.",
+        "Delete images that are no longer needed, or have the quota raised, and run again.",
+    ),
+    "InvalidImageName.Duplicate": Meaning(
+        "IMAGE_NAME_TAKEN",
+        "Another image has this name already.",
+        "Choose another image name, or delete that image.",
+    ),
+    "InvalidImageOsType.Unsupported": Meaning(
+        "IMAGE_OS_UNSUPPORTED",
+        "The cloud does not import this operating system.",
+        "Set os_type and os_version to what cloud_image_info lists, for example to Other Linux.",
+    ),
+    "InvalidImageOsVersion.Unsupported": Meaning(
+        "IMAGE_OS_UNSUPPORTED",
+        "The cloud does not import this version of the operating system.",
+        "Set os_version to what cloud_image_info lists.",
+    ),
+    "InvalidParameter.InvalidParameterUrlError": Meaning(
+        "IMAGE_URL_REFUSED",
+        "The cloud does not accept the link to the image.",
+        "Use an object in a COS bucket of the same region.",
+    ),
+    "InvalidParameterValue.ISOMustImportByForce": Meaning(
+        "IMAGE_FORMAT_UNSUPPORTED",
+        "An ISO file is no disk image.",
+        "Import a qcow2, vhd, vmdk or raw image of an installed system.",
+    ),
+    "InvalidParameterValue.InvalidImageState": Meaning(
+        "IMAGE_NOT_READY",
+        "The image is not in the state NORMAL.",
+        "Wait until its import has ended; one that failed has to be imported again.",
+    ),
+    "InvalidImageId.IncorrectState": Meaning(
+        "IMAGE_NOT_READY",
+        "The image is being worked on.",
+        "Wait until its import has ended and run again.",
+    ),
+    "RegionAbilityLimit.UnsupportedToImportImage": Meaning(
+        "IMAGE_REGION_UNSUPPORTED",
+        "Images cannot be imported in this region.",
+        "Import in another region and copy the image (SyncImages), or migrate online.",
+    ),
     "RequestLimitExceeded": Meaning(
         "CLOUD_RATE_LIMITED",
         "More requests per second than the account may send, and retries did not get through.",

@@ -43,10 +43,14 @@ def cos_argument_spec() -> dict[str, Any]:
 
 def instances_for(module: AnsibleModule) -> tuple[Instances, CloudClient]:
     """The service and its client for *module*'s options; ends the module when the SDK is missing."""
+    client = client_for(module)
+    return Instances(client, module.params["region"]), client
+
+
+def client_for(module: AnsibleModule) -> CloudClient:
+    """The API's client for *module*'s options; ends the module when the SDK is missing."""
     require(module, SDK_PACKAGE, SDK_IMPORT_ERROR)
-    access = Access(**{name: module.params[name] for name in cloud_argument_spec()})
-    client = CloudClient(access)
-    return Instances(client, access.region), client
+    return CloudClient(Access(**{name: module.params[name] for name in cloud_argument_spec()}))
 
 
 def cos_client_for(module: AnsibleModule, connections: int = 1) -> CosClient:

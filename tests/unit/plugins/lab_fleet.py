@@ -16,7 +16,7 @@ from typing import Any
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.client import Access, CloudClient
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.instances import Instances
 
-from lab.cloud.hypervisor import HypervisorError
+from lab.cloud.hypervisor import HypervisorError, ImageOrder, ImageRejected
 from lab.cloud.server import CloudServer
 from lab.cloud.store import Disk, Instance, Policy, SecurityGroup, Store
 
@@ -36,6 +36,13 @@ class Bookkeeper:
         self.rescued: dict[str, tuple[str, str]] = {}
         self.gate = threading.Event()
         self.gate.set()
+        self.rejected: ImageRejected | None = None
+
+    def import_image(self, order: ImageOrder) -> tuple[int, ...]:
+        assert self.gate.wait(20)
+        if self.rejected is not None:
+            raise self.rejected
+        return tuple(2 << 30 for _ in order.urls)
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> None:
