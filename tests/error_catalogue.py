@@ -10,12 +10,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "plugins" / "module_utils"))
+CODES = importlib.import_module("finding_codes").CODES
 CATALOGUE = REPOSITORY / "docs" / "errors.md"
 CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 
@@ -23,6 +27,7 @@ CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 MAKERS = {
     "AgentError": ("code", "cause", "action"),
     "RemoteError": ("code", "cause", "action"),
+    "Layer": ("code", "severity", "cause", "action"),
     "Meaning": ("code", "cause", "action"),
     "blocker": ("code", "cause", "action"),
     "refuse": ("code", "subject", "cause", "action"),
@@ -31,8 +36,20 @@ MAKERS = {
 }
 # Where it is made, in the order of a migration.
 CHAPTERS = {
-    "Preflight: the source": ("plugins/module_utils/source_facts.py", "plugins/modules/preflight.py"),
-    "Preflight: source and target together": ("plugins/module_utils/plan.py", "plugins/modules/assess.py"),
+    "Preflight: the source": (
+        "plugins/module_utils/source_facts.py",
+        "plugins/module_utils/storage_layers.py",
+        "plugins/module_utils/kernel_support.py",
+        "plugins/module_utils/workloads.py",
+        "plugins/module_utils/vendor_systems.py",
+    ),
+    "Preflight: the target": ("plugins/module_utils/cloud/target.py",),
+    "Preflight: source and target together": (
+        "plugins/module_utils/plan.py",
+        "plugins/module_utils/path_findings.py",
+        "plugins/module_utils/acceptance.py",
+        "plugins/module_utils/fleet_report.py",
+    ),
     "Image files": ("plugins/module_utils/images/", "plugins/modules/image_"),
     "COS": ("plugins/module_utils/cloud/cos", "plugins/modules/cos_", "plugins/plugin_utils/cos"),
     "The cloud and the landing": ("plugins/module_utils/cloud/", "plugins/modules/target_"),
@@ -40,6 +57,9 @@ CHAPTERS = {
     "On the servers": ("agent/",),
     "The controller": ("plugins/module_utils/", "plugins/modules/"),
 }
+
+# Whose codes the table in finding_codes.py holds.
+PREFLIGHT = [chapter for chapter in CHAPTERS if chapter.startswith("Preflight")]
 
 HEAD = """# Errors and findings
 
@@ -60,24 +80,31 @@ ROLES = """
 | `SOURCE_SILENT_IN_CUTOVER` | blocker | The source does not answer, and an earlier play was interrupted in the middle of its cutover. | Look at the source's console. If it runs, restore its network and run again. If it is off and the copy is complete, run again with `-e fleetlift_source_is_off=true`. |
 """
 
-FAQ = """
-## The causes of failure that the vendor's FAQ names
+DOCUMENTED = """
+## The causes of failure that the vendor names
 
-| the FAQ says | caught by |
+In its FAQ and its guides for the online migration, and what catches each of them before anything is touched.
+
+| the vendor says | caught by |
 |---|---|
-| ports 80 and 443 of the target's security groups are not open | `PORT_CLOSED`, `PORT_UNKNOWN` for the port in use, by the effective order of all rules of all groups; `VENDOR_PORT_CLOSED` for the others |
-| the source has data disks that no data disk of the target is given for, and everything lands on the system disk | `DISK_UNMAPPED`; `DISK_UNMAPPED_UNUSED` where nothing is mounted |
-| the target's disk is smaller than the source's | `TARGET_DISK_SMALLER`, and again by the receiver: `TARGET_DISK_TOO_SMALL` |
-| the target is expired or not in a usable state | `TARGET_EXPIRED`, `TARGET_ISOLATED`, `TARGET_STATE`, `TARGET_BUSY` |
-| an earlier migration was not ended and the target stays in migration mode | `TARGET_IN_LIVE_MIGRATION` |
-| several sources at once | each needs its own target: `TARGET_SHARED` |
-| the public IP does not move | `PUBLIC_IP_STAYS` |
-| an interrupted transfer | no error: the next run continues; `TRANSFER_STALLED` when the path stays closed |
+"""
+# What is not found by the preflight of a server.
+ELSEWHERE = """| an interrupted transfer | no error: the next run continues; `TRANSFER_STALLED` when the path stays closed |
 | uploading and importing takes long: use a compressed format | not an error: the estimate of `image_info` says what compressing first would save |
 | the image is not qcow2, VHD, VMDK or raw | `IMAGE_FORMAT_UNSUPPORTED`, `IMAGE_ARCHIVE`, by the file's content |
 | the image file was damaged on its way, or is not complete at COS | `IMAGE_TRUNCATED`, `IMAGE_CORRUPT` before the upload; `COS_PART_CORRUPTED`, `COS_OBJECT_CORRUPTED` after it |
 | "verification of the image file failed": the target's disk is smaller than the source's disk or the image | `TARGET_DISK_SMALLER` |
 | "getting the image's metadata failed": damaged or not supported | `IMAGE_CORRUPT`, `IMAGE_TRUNCATED`, `IMAGE_FORMAT_UNSUPPORTED`, `IMAGE_SNAPSHOT_CHAIN`, `IMAGE_BACKING_FILE` |
+"""
+
+ACCEPTING = """
+## Accepting a finding
+
+`fleetlift_accept: {CODE: reason}` makes a finding of the preflight one step less severe, a blocker a warning and a warning a
+note; the report shows the reason beside it. These codes cannot be accepted:
+
+| code | because |
+|---|---|
 """
 
 
@@ -184,7 +211,23 @@ def render(found: list[Entry]) -> str:
                 f"| `{code}` | {severity} | {cell([e.cause for e in same])} | {cell([e.action for e in same])} |"
             )
         page.append("")
-    return "\n".join(page).rstrip() + "\n" + ROLES + FAQ
+    return "\n".join(page).rstrip() + "\n" + ROLES + documented() + accepting()
+
+
+def documented() -> str:
+    """What the vendor names, by the table of codes."""
+    causes: dict[str, list[str]] = {}
+    for code, entry in CODES.items():
+        if entry.documented:
+            causes.setdefault(entry.documented, []).append(f"`{code}`")
+    rows = [f"| {cause} | {', '.join(codes)} |\n" for cause, codes in causes.items()]
+    return DOCUMENTED + "".join(rows) + ELSEWHERE
+
+
+def accepting() -> str:
+    """What cannot be accepted, by the table of codes."""
+    rows = [f"| `{code}` | {entry.guards} |\n" for code, entry in CODES.items() if entry.guards]
+    return ACCEPTING + "".join(rows)
 
 
 if __name__ == "__main__":

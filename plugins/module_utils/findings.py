@@ -19,7 +19,8 @@ class Finding:
     """What was found, why it matters and what to do next.
 
     ``code`` is stable and in UPPER_SNAKE; ``cause`` and ``action`` are whole sentences; ``evidence`` holds what was
-    observed, never a secret.
+    observed, never a secret. ``accepted`` is empty, or the ``reason`` for which an operator accepts it and the
+    ``severity`` that it has otherwise.
     """
 
     code: str
@@ -28,6 +29,7 @@ class Finding:
     cause: str
     action: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    accepted: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.severity not in SEVERITIES:
@@ -39,7 +41,10 @@ class Finding:
 
     def record(self) -> dict[str, Any]:
         """The JSON form that modules return."""
-        return {**asdict(self), "evidence": dict(self.evidence)}
+        record = {**asdict(self), "evidence": dict(self.evidence)}
+        if not record.pop("accepted"):
+            return record
+        return {**record, "accepted": dict(self.accepted)}
 
     def __str__(self) -> str:
         return f"{self.code}: {self.cause} Next: {self.action}"
@@ -72,6 +77,7 @@ def finding_from(record: Mapping[str, Any]) -> Finding:
         cause=str(record.get("cause", "")),
         action=str(record.get("action", "")),
         evidence=dict(record.get("evidence") or {}),
+        accepted=dict(record.get("accepted") or {}),
     )
 
 

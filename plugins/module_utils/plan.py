@@ -13,8 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cloud.target import CHANGING_STATES, Disk, Target, standing_refusals
-from .findings import Finding, Refusal, by_severity
+from .acceptance import accept
+from .cloud.target import CHANGING_STATES, Disk, Target, standing_refusals, target_from_record
+from .findings import Finding, Refusal, by_severity, finding_from
+from .own_addresses import pointing_at
+from .path_findings import rate_findings, reach_findings
 from .security_groups import DROP, UNKNOWN, decide
 
 GIB = 1 << 30
@@ -122,6 +125,88 @@ def mapped_sizes(source: str, facts: Mapping[str, Any], mapping: Sequence[Mappin
     return sizes
 
 
+def assessment_of(params: Mapping[str, Any]) -> Assessment:
+    """The assessment for the options of the module ``assess``.
+
+    Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a record without its shape.
+    """
+    source_findings = [finding_from(record) for record in params["source_findings"]]
+    targets_of_all = {str(name): str(target) for name, target in params["targets_of_all"].items()}
+    target = target_from_record(params["target"]) if params["target"] else None
+    unknown = _not_known(params, target)
+    if unknown or target is None:
+        known = (
+            target_findings(
+                params["source"],
+                target,
+                targets_of_all,
+                params["port"],
+                params["source_address"],
+                params["ssh_port"],
+                params["controller_address"],
+            )
+            if target
+            else []
+        )
+        return Assessment((), tuple(by_severity(accept([*unknown, *known, *source_findings], params["accept"]))))
+    return assess_source(
+        source=params["source"],
+        facts=params["source_facts"],
+        target=target,
+        mapping=params["disks"],
+        targets_of_all=targets_of_all,
+        port=params["port"],
+        ssh_port=params["ssh_port"],
+        source_address=params["source_address"],
+        controller_address=params["controller_address"],
+        target_host_keys=params["target_host_keys"],
+        source_findings=source_findings,
+        landed_before=params["landed_before"],
+        bandwidth_limit=params["bandwidth_limit"],
+        accepted=params["accept"],
+    )
+
+
+def _not_known(params: Mapping[str, Any], target: Target | None) -> list[Finding]:
+    """Why source or target could not be looked at, so that they cannot be brought together."""
+    findings = []
+    source, error = params["source"], params["source_error"]
+    if params["source_unreachable"]:
+        findings.append(
+            _blocker(
+                "SOURCE_UNREACHABLE",
+                source,
+                f"{source} could not be reached: {error or 'no reason given'}",
+                "Check that it runs, its address in the inventory (ansible_host), and that this user's SSH key is let"
+                " in: ssh to it by hand says more.",
+            )
+        )
+    elif error:
+        findings.append(
+            _blocker(
+                "SOURCE_NOT_READ",
+                source,
+                f"{source} was reached, but could not be looked at: {error}",
+                "Make `ansible -m fleetlift.cvm.preflight` work on it. It needs Python 3.8 or newer there"
+                " (ansible_python_interpreter) and root.",
+            )
+        )
+    if target is None:
+        known = params["target_error"]
+        findings.append(finding_from(known) if known.get("code") else _target_not_found(source, params["target_id"]))
+    return findings
+
+
+def _target_not_found(source: str, instance_id: str | None) -> Finding:
+    return _blocker(
+        "TARGET_NOT_FOUND",
+        source,
+        f"The target {instance_id or ''} of {source} was not found.".replace("  ", " "),
+        "Check the instance id and region.",
+        instance_id=instance_id,
+    )
+
+
 def assess_source(
     *,
     source: str,
@@ -135,29 +220,52 @@ def assess_source(
     controller_address: str | None = None,
     target_host_keys: Sequence[str] = (),
     source_findings: Iterable[Finding] = (),
+    landed_before: bool = False,
+    bandwidth_limit: int = 0,
+    accepted: Mapping[str, object] | None = None,
 ) -> Assessment:
     """Pairs the disks of *source* with those of *target* as *mapping* says, and finds what would go wrong.
 
     *mapping* has entries of ``source`` (path, name or serial) and ``target`` (``system``, ``data1``.. or a disk id);
     *targets_of_all* is the instance of every source of the plan. *source_address* and *controller_address* are what
     the target would see as the peer of *port* and *ssh_port*, where that is known. *target_host_keys* are the public
-    SSH host keys that the running target shows.
+    SSH host keys that the running target shows. *landed_before* says that an earlier run of this migration put the
+    target into rescue mode. *bandwidth_limit* is in bytes per second, 0 without. *accepted* is a reason by code.
     """
     disks = source_disks(facts)
     resolved, findings = _resolve(source, disks, target, mapping)
-    findings += _shared_target(source, target.instance_id, targets_of_all)
-    findings += _target_findings(target)
+    findings += target_findings(source, target, targets_of_all, port, source_address, ssh_port, controller_address)
     findings += _same_server(source, facts.get("ssh_host_keys") or (), target, target_host_keys)
     findings += _architecture(source, str(facts.get("architecture") or ""), target)
+    findings += _platform(source, facts, target)
+    findings += _left_behind(target, landed_before)
     findings += _unmapped(source, disks, [disk for disk, _unused in resolved])
     for disk, target_disk in resolved:
         findings += _pair_findings(source, disk, target_disk)
-    findings += _port_findings(target, port, source_address, ssh_port, controller_address)
-    findings += _address_findings(target)
+    findings += reach_findings(target, facts, port, ssh_port)
+    findings += rate_findings(source, facts, [disk.path for disk, _unused in resolved], bandwidth_limit)
+    findings += _address_findings(target, facts.get("addresses") or {})
     # By the target's order, so that a reordered inventory names the same pairs the same way.
     in_order = sorted(resolved, key=lambda pair: pair[1].order)
     pairs = tuple(Pair(f"d{number}", disk, target_disk) for number, (disk, target_disk) in enumerate(in_order))
-    return Assessment(pairs, tuple(by_severity([*findings, *source_findings])))
+    return Assessment(pairs, tuple(by_severity(accept([*findings, *source_findings], accepted or {}))))
+
+
+def target_findings(
+    source: str,
+    target: Target,
+    targets_of_all: Mapping[str, str],
+    port: int,
+    source_address: str | None,
+    ssh_port: int,
+    controller_address: str | None,
+) -> list[Finding]:
+    """What is wrong with *target* whatever the source is made of; options as in :func:`assess_source`."""
+    return [
+        *_shared_target(source, target.instance_id, targets_of_all),
+        *_target_findings(target),
+        *_port_findings(target, port, source_address, ssh_port, controller_address),
+    ]
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -316,6 +424,67 @@ def _architecture(source: str, architecture: str, target: Target) -> Iterator[Fi
         )
 
 
+# What OsName of DescribeInstances begins with, by the id of os-release(5).
+SYSTEMS = {
+    "centos": "centos",
+    "ubuntu": "ubuntu",
+    "debian": "debian",
+    "rhel": "red hat",
+    "rocky": "rocky",
+    "almalinux": "alma",
+    "sles": "suse",
+    "opensuse-leap": "opensuse",
+    "opensuse": "opensuse",
+    "ol": "oracle",
+    "fedora": "fedora",
+    "tencentos": "tencentos",
+    "amzn": "amazon",
+}
+
+
+def _platform(source: str, facts: Mapping[str, Any], target: Target) -> Iterator[Finding]:
+    if facts.get("firmware") == "uefi":
+        yield Finding(
+            "FIRMWARE_UEFI",
+            "warning",
+            source,
+            f"{source} was booted by UEFI. What {target.instance_id} is started with comes from its image"
+            f" ({target.image_id or 'not known'}), and the API does not tell.",
+            "Nothing, if its image is one for UEFI. For another, the boot adaptation gives the copy a boot loader"
+            " for the"
+            " firmware that it finds in the landing, which needs room for one on the disk.",
+            {"firmware": "uefi", "image": target.image_id},
+        )
+    distribution = facts.get("distribution") or {}
+    system = SYSTEMS.get(str(distribution.get("id") or ""))
+    if system and target.os_name and system not in target.os_name.lower():
+        yield Finding(
+            "TARGET_SYSTEM_DIFFERS",
+            "note",
+            target.instance_id,
+            f"The console goes on to call {target.instance_id} {target.os_name}, though"
+            f" {distribution.get('pretty') or distribution.get('id')} will run on it.",
+            "Nothing, or make the target from an image of the same distribution: some of the console's offers go by"
+            " it.",
+            {"os_name": target.os_name, "distribution": distribution.get("id")},
+        )
+
+
+def _left_behind(target: Target, landed_before: bool) -> Iterator[Finding]:
+    if target.state == "RESCUE_MODE" and not landed_before:
+        yield Finding(
+            "TARGET_IN_RESCUE_MODE",
+            "warning",
+            target.instance_id,
+            f"The target {target.instance_id} is in rescue mode, and not by this migration as far as its journal"
+            " knows: an"
+            " earlier attempt was not ended, or somebody mends it.",
+            "Make sure that nobody needs it. Then leave rescue mode in the console, which also gives the next landing a"
+            " password that is known here.",
+            {"state": target.state, "latest_operation": target.latest_operation.name},
+        )
+
+
 def _unmapped(source: str, disks: Sequence[SourceDisk], mapped: Sequence[SourceDisk]) -> Iterator[Finding]:
     for disk in disks:
         if disk in mapped:
@@ -429,7 +598,7 @@ def _needed_port(target: Target, port: int, address: str | None, whose: str) -> 
         )
 
 
-def _address_findings(target: Target) -> Iterator[Finding]:
+def _address_findings(target: Target, addresses: Mapping[str, Any]) -> Iterator[Finding]:
     if not target.public_addresses and not target.private_addresses:
         yield _blocker(
             "TARGET_NO_ADDRESS",
@@ -439,11 +608,20 @@ def _address_findings(target: Target) -> Iterator[Finding]:
         )
         return
     public = ", ".join(target.public_addresses) or "none"
+    pointing = pointing_at(addresses)
+    named = f" On the source, {len(pointing)} places name its addresses: {'; '.join(pointing[:5])}" if pointing else ""
     yield Finding(
         "PUBLIC_IP_STAYS",
-        "note",
+        "warning" if pointing else "note",
         target.instance_id,
-        f"The source's public address does not move: the server's will be that of {target.instance_id} ({public}).",
-        "Lower the TTL of its DNS names now, and change them after the cutover.",
-        {"public_addresses": list(target.public_addresses)},
+        f"The source's public address does not move: the server's will be that of {target.instance_id} ({public})."
+        f"{named}{', and so on.' if len(pointing) > 5 else '.' if named else ''}",
+        "Lower the TTL of its DNS names now, and change them after the cutover, with all that the evidence lists."
+        if pointing
+        else "Lower the TTL of its DNS names now, and change them after the cutover.",
+        {
+            "public_addresses": list(target.public_addresses),
+            "source_addresses": list(addresses.get("own") or ()),
+            "named_by": pointing,
+        },
     )

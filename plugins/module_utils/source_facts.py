@@ -14,10 +14,11 @@ import re
 import struct
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .findings import Finding
+from .storage_transport import transport_of
 
 SECTOR = 512  # the unit of "size" in /sys/block, whatever the disk's own block size is
 
@@ -49,6 +50,9 @@ class System(Protocol):
 
     def data(self, path: str) -> bytes | None:
         """The bytes of a small file; None when there is no such file."""
+
+    def real(self, path: str) -> str:
+        """*path* without symbolic links in it."""
 
     def names(self, path: str) -> list[str]:
         """The sorted names in a directory; none when there is no such directory."""
@@ -305,12 +309,12 @@ def _disk(
     volumes = _volumes(system, [disk, *partitions])
     filesystems = []
     table: str | None = None
-    findings = []
+    errors: list[tuple[str, OSError]] = []
     for node in (disk, *partitions, *volumes):
         try:
             head, tail = system.ends(node.path, node.size)
         except OSError as error:
-            findings.append(_unreadable(node, error))
+            errors.append((node.path, error))
             head, tail = b"", b""
         else:
             if node is disk:
@@ -328,6 +332,8 @@ def _disk(
         "wwn": system.text(f"{sysfs}/wwid") or system.text(f"{sysfs}/device/wwid"),
         "model": system.text(f"{sysfs}/device/model"),
         "logical_block_size": block_size,
+        "physical_block_size": _integer(system.text(f"{sysfs}/queue/physical_block_size")) or block_size,
+        "transport": transport_of(system.real(sysfs)),
         "removable": system.text(f"{sysfs}/removable") == "1",
         "read_only": system.text(f"{sysfs}/ro") == "1",
         "partition_table": table,
@@ -339,7 +345,7 @@ def _disk(
         "system": "/" in mountpoints,
         "used_bytes": _used(filesystems),
     }
-    return record, [_weighed(finding, record) for finding in findings]
+    return record, [unreadable(path, error, mounted=bool(mountpoints)) for path, error in errors]
 
 
 def _node(system: System, name: str, sysfs: str) -> Node:
@@ -448,22 +454,16 @@ def _serial(system: System, sysfs: str) -> str | None:
     return serial or None
 
 
-def _unreadable(node: Node, error: OSError) -> Finding:
+def unreadable(path: str, error: OSError, *, mounted: bool) -> Finding:
+    """A device that cannot be read. A disk that nothing is mounted from need not be migrated, and does not block."""
     return Finding(
         "DISK_UNREADABLE",
-        "blocker",
-        node.path,
-        f"{node.path} cannot be read: {error.strerror or error}.",
+        "blocker" if mounted else "warning",
+        path,
+        f"{path} cannot be read: {error.strerror or error}.",
         "Check the disk and the kernel log of the source, or leave this disk out of the mapping.",
         {"errno": error.errno},
     )
-
-
-def _weighed(finding: Finding, disk: Mapping[str, Any]) -> Finding:
-    """A disk that nothing is mounted from need not be migrated, so that it does not block."""
-    if disk["mounted"]:
-        return finding
-    return Finding(**{**asdict(finding), "severity": "warning"})
 
 
 def host_findings(

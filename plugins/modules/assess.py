@@ -27,18 +27,33 @@ options:
     description:
       - The facts that M(fleetlift.cvm.preflight) returned for it.
     type: dict
-    required: true
+    default: {}
   source_findings:
     description:
       - The findings that M(fleetlift.cvm.preflight) returned for it. They are part of the result.
     type: list
     elements: dict
     default: []
+  source_error:
+    description:
+      - Why there are no O(source_facts), if there are none. Such a source is refused, and what can be told of its
+        target without them is told.
+    type: str
+  source_unreachable:
+    description:
+      - Whether the source could not even be reached.
+    type: bool
+    default: false
   target:
     description:
       - The target, one of RV(fleetlift.cvm.target_info#module:targets). An empty one is a target that was not found.
     type: dict
-    required: true
+    default: {}
+  target_error:
+    description:
+      - The C(finding) with which M(fleetlift.cvm.fleet_info) could not read it.
+    type: dict
+    default: {}
   target_id:
     description:
       - Id of the target instance as the plan names it, for when O(target) is empty.
@@ -90,6 +105,24 @@ options:
     type: list
     elements: str
     default: []
+  landed_before:
+    description:
+      - Whether an earlier run of this migration has put the target into rescue mode. One that is in it all the same is
+        worth a warning.
+    type: bool
+    default: false
+  bandwidth_limit:
+    description:
+      - Bytes per second that the source may send; V(0) is no limit. What is written to its disks is compared with it.
+    type: int
+    default: 0
+  accept:
+    description:
+      - Findings that are known and do not matter, with a reason, by their code. Each becomes one step less severe, from
+        V(blocker) to V(warning) to V(note), and keeps the reason.
+      - A code that does not exist, that guards data or that comes without a reason is refused.
+    type: dict
+    default: {}
   fail_on_blocker:
     description:
       - Whether a finding of severity V(blocker) fails the module, with every blocker in the message.
@@ -167,6 +200,10 @@ findings:
     evidence:
       description: What was observed.
       type: dict
+    accepted:
+      description: The C(reason) from O(accept), and the C(severity) that it has without.
+      returned: when it was accepted
+      type: dict
 ok:
   description: Whether no finding is a blocker.
   returned: always, unless an option is not valid
@@ -176,93 +213,3 @@ finding:
   returned: when there is one
   type: dict
 """
-
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.target import target_from_record
-from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Finding, by_severity, finding_from
-from ansible_collections.fleetlift.cvm.plugins.module_utils.plan import Assessment, assess_source
-
-
-def assess(params: dict[str, Any]) -> Assessment:
-    """The assessment for the module's options. Raises ``KeyError`` or ``ValueError`` for a record without its shape."""
-    source_findings = [finding_from(record) for record in params["source_findings"]]
-    if not params["target"]:
-        return Assessment((), tuple(by_severity([_not_found(params), *source_findings])))
-    return assess_source(
-        source=params["source"],
-        facts=params["source_facts"],
-        target=target_from_record(params["target"]),
-        mapping=params["disks"],
-        targets_of_all={str(name): str(target) for name, target in params["targets_of_all"].items()},
-        port=params["port"],
-        ssh_port=params["ssh_port"],
-        source_address=params["source_address"],
-        controller_address=params["controller_address"],
-        target_host_keys=params["target_host_keys"],
-        source_findings=source_findings,
-    )
-
-
-def _not_found(params: dict[str, Any]) -> Finding:
-    return Finding(
-        "TARGET_NOT_FOUND",
-        "blocker",
-        params["source"],
-        f"The target {params['target_id'] or ''} of {params['source']} was not found.".replace("  ", " "),
-        "Check the instance id and region.",
-        {"instance_id": params["target_id"]},
-    )
-
-
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "source": {"type": "str", "required": True},
-            "source_facts": {"type": "dict", "required": True},
-            "source_findings": {"type": "list", "elements": "dict", "default": []},
-            "target": {"type": "dict", "required": True},
-            "target_id": {"type": "str"},
-            "disks": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "source": {"type": "str", "required": True},
-                    "target": {"type": "str", "required": True},
-                },
-            },
-            "targets_of_all": {"type": "dict", "default": {}},
-            "port": {"type": "int", "default": 443},
-            "ssh_port": {"type": "int", "default": 22},
-            "source_address": {"type": "str"},
-            "controller_address": {"type": "str"},
-            "target_host_keys": {"type": "list", "elements": "str", "default": [], "no_log": False},
-            "fail_on_blocker": {"type": "bool", "default": True},
-        },
-        supports_check_mode=True,
-    )
-    try:
-        assessment = assess(module.params)
-    except (KeyError, TypeError, ValueError) as error:
-        module.fail_json(
-            msg="INPUT_INVALID: source_facts, source_findings or target do not have the shape that preflight and"
-            f" target_info return ({type(error).__name__}: {error}). Next: Pass their results on unchanged."
-        )
-    blockers = assessment.blockers
-    result = {
-        "changed": False,
-        "pairs": [pair.record() for pair in assessment.pairs],
-        "findings": [finding.record() for finding in assessment.findings],
-        "ok": not blockers,
-    }
-    if blockers:
-        result["finding"] = blockers[0].record()
-    if blockers and module.params["fail_on_blocker"]:
-        module.fail_json(msg="\n".join(map(str, blockers)), **result)
-    module.exit_json(**result)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,8 +11,8 @@ version_added: 0.1.0
 description:
   - Reads what a source server is made of, its disks with what is on them above all, and finds what would stand in the
     way of a migration.
-  - Reads F(/sys), F(/proc) and the first and last bytes of each disk. Needs no tool such as C(lsblk) on the server and
-    changes nothing.
+  - Reads F(/sys), F(/proc), F(/etc), the kernel's files and the first and last bytes of each disk. Needs no tool such
+    as C(lsblk) on the server and changes nothing.
 author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
@@ -34,6 +34,42 @@ options:
   tools:
     description:
       - Names of programs to look for. Those that are on the server's path are in RV(facts.tools).
+    type: list
+    elements: str
+    default: []
+  connect:
+    description:
+      - Where the source will have to connect to. Each place is tried once, and nothing is sent.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      address:
+        description:
+          - The address.
+        type: str
+        required: true
+      port:
+        description:
+          - The TCP port.
+        type: int
+        required: true
+  connect_timeout:
+    description:
+      - Seconds to wait for an answer.
+    type: float
+    default: 4.0
+  own_addresses:
+    description:
+      - Addresses by which others know the server and which it may not know itself, such as one that a router
+        translates. What names them in F(/etc) is in RV(facts.addresses), together with what names the server's own.
+    type: list
+    elements: str
+    default: []
+  names:
+    description:
+      - Names to look up. Those that resolve to an address of the server are in RV(facts.addresses). Its own name is
+        among them.
     type: list
     elements: str
     default: []
@@ -138,6 +174,60 @@ facts:
       description: What manages services, V(systemd), V(openrc), V(sysv) or V(none).
       type: str
       sample: systemd
+    kernel_drivers:
+      description:
+        - Where the running kernel has the drivers for the target's hardware, V(builtin), V(module), V(absent) or
+          V(unknown).
+      type: dict
+      sample: {virtio_pci: builtin, virtio_blk: module, virtio_net: module}
+    initramfs_drivers:
+      description:
+        - Which of them its initramfs holds; null where it was not or could not be looked into.
+      type: dict
+      sample: {virtio_pci: true, virtio_blk: true, virtio_net: false}
+    tracing:
+      description:
+        - Whether the kernel can tell which blocks change, as C(available), and if not, why, as C(reason). C(lockdown)
+          and C(secure_boot) are null where there is no such thing.
+      type: dict
+      sample: {available: true, reason: null, lockdown: none, secure_boot: null}
+    selinux:
+      description: The mode of SELinux, V(enforcing), V(permissive) or V(disabled).
+      type: str
+      sample: disabled
+    processes:
+      description: Databases, container engines and tools of the old platform that run, with the service they belong to.
+      type: list
+      elements: dict
+      sample: [{name: postgres, unit: postgresql@15-main, contained: false}]
+    addresses:
+      description:
+        - The server's addresses as C(own), and what names them. C(listeners) listen at one address only, C(mentions)
+          are lines of files, C(names) resolve to one of them.
+      type: dict
+      sample:
+        own: [10.96.0.11]
+        listeners: [{address: 10.96.0.11, port: 8080}]
+        mentions: [{file: /etc/hosts, line: 2, address: 10.96.0.11}]
+        names: [{name: web1.example.com, addresses: [10.96.0.11]}]
+    network_mounts:
+      description: Where something is mounted from another server.
+      type: list
+      elements: dict
+      sample: [{mountpoint: /srv/share, source: "nas:/share", filesystem: nfs4}]
+    reach:
+      description:
+        - How connecting to each of O(connect) ended. V(open) means that something listens, V(refused) that nothing
+          does, but the answer came back, V(timeout) that nothing came back, V(no_route) that the server has no route
+          there, V(unreachable) that a router knows none or nobody has the address, V(failed) anything else.
+      type: list
+      elements: dict
+      sample: [{address: 203.0.113.11, port: 443, outcome: refused, detail: Connection refused, seconds: 0.012}]
+    proxy:
+      description: The proxies that the server's environment names, without user and password.
+      type: list
+      elements: str
+      sample: [http://10.0.0.5:3128]
     probe:
       description:
         - The measurement of the path to O(probe_address).
@@ -200,6 +290,14 @@ facts:
           description: The unit in which the disk is addressed.
           type: int
           sample: 512
+        physical_block_size:
+          description: The unit in which the disk itself writes.
+          type: int
+          sample: 4096
+        transport:
+          description: How it is connected, such as V(scsi), V(virtio), V(iscsi), V(fc), V(nvme) or V(other).
+          type: str
+          sample: scsi
         removable:
           description: Whether the medium can be taken out.
           type: bool
@@ -254,6 +352,12 @@ facts:
           description: What the mounted filesystems of this disk say is in use; null when none is mounted.
           type: int
           sample: 4294967296
+        read_bytes_per_second:
+          description:
+            - How fast a piece of it could be read, past the cache. Measured only where changes cannot be tracked, since
+              the last pass then reads the disk; null otherwise.
+          type: float
+          sample: 188743680.0
         write_bytes_per_second:
           description:
             - How much was written to it while the module ran, O(sample_seconds) at least; null when it is not known.
@@ -295,140 +399,52 @@ findings:
       sample: {source: 1767218400, skew: -7200}
 """
 
-import ctypes
-import errno
-import fcntl
-import glob
 import os
 import platform
 import sys
 import time
-import uuid
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.process import get_bin_path
 from ansible_collections.fleetlift.cvm.plugins.module_utils.bandwidth_probe import Probe, measure, not_measured
-from ansible_collections.fleetlift.cvm.plugins.module_utils.disk_activity import (
-    parse_diskstats,
-    parse_uptime,
-    write_rate,
-)
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import by_severity
+from ansible_collections.fleetlift.cvm.plugins.module_utils.kernel_support import (
+    boot_space_finding,
+    driver_states,
+    kernel_findings,
+    tracing,
+)
+from ansible_collections.fleetlift.cvm.plugins.module_utils.live_system import (
+    Activity,
+    LiveSystem,
+    addresses_of,
+    clock_synchronised,
+    has_tool,
+    initramfs_of,
+    kernel_config,
+    knows_service,
+    lockdown,
+    processes,
+    proxies,
+    sample_reading,
+    secure_boot,
+    selinux_mode,
+    service_manager,
+    ssh_host_keys,
+)
+from ansible_collections.fleetlift.cvm.plugins.module_utils.reach import attempts
 from ansible_collections.fleetlift.cvm.plugins.module_utils.source_facts import (
-    HEAD_BYTES,
-    TAIL_BYTES,
     find_disks,
     host_findings,
     parse_meminfo,
+    parse_mountinfo,
     parse_os_release,
 )
-
-# include/uapi/linux/btrfs.h: _IOR(0x94, 31, struct btrfs_ioctl_fs_info_args), 1024 bytes, the fsid at 16.
-BTRFS_IOC_FS_INFO = 0x8400941F
-
-# adjtimex(2): the answer when the clock is not kept by anyone. struct timex has 208 bytes at most.
-TIME_ERROR = 5
-TIMEX_BYTES = 512
+from ansible_collections.fleetlift.cvm.plugins.module_utils.storage_layers import layer_findings, network_mounts
+from ansible_collections.fleetlift.cvm.plugins.module_utils.vendor_systems import distribution_finding
+from ansible_collections.fleetlift.cvm.plugins.module_utils.workloads import workload_findings
 
 # The longest that the measurement of the path may take.
 PROBE_SECONDS = 5.0
-
-
-class LiveSystem:
-    """The server that this module runs on."""
-
-    def text(self, path: str) -> str | None:
-        data = self.data(path)
-        return None if data is None else data.decode("utf-8", "surrogateescape").strip(" \n\0")
-
-    def data(self, path: str) -> bytes | None:
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError:
-            # Absent on this kind of device or kernel, or the device does not answer: unknown in either case.
-            return None
-
-    def names(self, path: str) -> list[str]:
-        return sorted(os.listdir(path)) if os.path.isdir(path) else []
-
-    def exists(self, path: str) -> bool:
-        return os.path.exists(path)
-
-    def ends(self, path: str, size: int) -> tuple[bytes, bytes]:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.pread(fd, HEAD_BYTES, 0), os.pread(fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
-        finally:
-            os.close(fd)
-
-    def usage(self, mountpoint: str) -> tuple[int, int] | None:
-        try:
-            status = os.statvfs(mountpoint)
-        except OSError:
-            # Hidden under a later mount, or not for this user.
-            return None
-        return status.f_blocks * status.f_frsize, status.f_bfree * status.f_frsize
-
-    def btrfs_id(self, mountpoint: str) -> str | None:
-        try:
-            fd = os.open(mountpoint, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            # Hidden under a later mount, or not for this user.
-            return None
-        try:
-            return str(uuid.UUID(bytes=fcntl.ioctl(fd, BTRFS_IOC_FS_INFO, bytes(1024))[16:32]))
-        except OSError as error:
-            if error.errno in (errno.ENOTTY, errno.EINVAL):
-                return None
-            raise
-        finally:
-            os.close(fd)
-
-
-def service_manager(module: AnsibleModule) -> str:
-    """The kind of service manager that runs this server."""
-    if os.path.isdir("/run/systemd/system"):
-        return "systemd"
-    if module.get_bin_path("rc-service"):
-        return "openrc"
-    return "sysv" if os.path.isdir("/etc/init.d") else "none"
-
-
-def knows_service(module: AnsibleModule, manager: str, name: str) -> bool:
-    """Whether the service manager could stop the service *name*."""
-    if not name or "/" in name or name.startswith("-"):
-        return False
-    if manager == "systemd":
-        command = [module.get_bin_path("systemctl", required=True), "show", "--property=LoadState", "--", name]
-        return bool(module.run_command(command)[1].strip() == "LoadState=loaded")
-    if manager == "openrc":
-        return bool(module.run_command([module.get_bin_path("rc-service", required=True), "--exists", name])[0] == 0)
-    return manager == "sysv" and os.access(os.path.join("/etc/init.d", name), os.X_OK)
-
-
-def clock_synchronised() -> bool | None:
-    """Whether the kernel says that its clock is kept by NTP; None when it does not tell."""
-    answer = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(TIMEX_BYTES))
-    return None if answer < 0 else answer != TIME_ERROR
-
-
-def has_tool(name: str) -> bool:
-    """Whether the program *name* is on the path, which always includes that of the super-user."""
-    try:
-        get_bin_path(name)
-    except ValueError:
-        return False
-    return True
-
-
-def ssh_host_keys() -> list[str]:
-    """The server's public SSH host keys, type and key without comment: they go where its disk goes."""
-    keys = []
-    for path in sorted(glob.glob("/etc/ssh/ssh_host_*_key.pub")):
-        with open(path, encoding="ascii", errors="replace") as file:
-            keys.append(" ".join(file.read().split()[:2]))
-    return keys
 
 
 def probe(params: dict) -> Probe:
@@ -443,27 +459,70 @@ def probe(params: dict) -> Probe:
     )
 
 
-class Activity:
-    """Watches what is written to the disks from when it is made until it is asked."""
-
-    def __init__(self, system: LiveSystem) -> None:
-        self._system = system
-        self._begun = time.monotonic()
-        self._before = self._look()
-
-    def _look(self) -> dict[str, int]:
-        return parse_diskstats(self._system.text("/proc/diskstats") or "")
-
-    def add_to(self, disks: list[dict], at_least: float) -> None:
-        """Write the rates into the records of *disks*, after *at_least* seconds of watching."""
-        if at_least > 0:
-            time.sleep(max(0.0, self._begun + at_least - time.monotonic()))
-        after, seconds = self._look(), time.monotonic() - self._begun
-        uptime = parse_uptime(self._system.text("/proc/uptime") or "")
-        for disk in disks:
-            rate = write_rate(disk["name"], self._before, after, seconds if at_least > 0 else 0, uptime)
-            disk["write_bytes_per_second"] = rate.sampled
-            disk["write_bytes_per_second_since_boot"] = rate.since_boot
+def look(module: AnsibleModule) -> dict:
+    """The module's result."""
+    params = module.params
+    system = LiveSystem()
+    activity = Activity(system)
+    epoch = time.time()
+    release = platform.release()
+    manager = service_manager(module)
+    memory = parse_meminfo(system.text("/proc/meminfo") or "")
+    distribution = parse_os_release(system.text("/etc/os-release") or system.text("/usr/lib/os-release") or "")
+    mounts = parse_mountinfo(system.text("/proc/self/mountinfo") or "")
+    disks, findings = find_disks(system)
+    modules = f"/lib/modules/{release}"
+    drivers = driver_states(
+        system.text(f"{modules}/modules.dep"), system.text(f"{modules}/modules.builtin"), kernel_config(system, release)
+    )
+    initramfs = initramfs_of(module, system, release) if "module" in drivers.values() else None
+    traced = tracing(release, lockdown(system), secure_boot(system), system.text("/proc/filesystems"))
+    for disk in disks:
+        disk["read_bytes_per_second"] = None if traced.available else sample_reading(disk["path"], disk["size"])
+    running = processes(system)
+    selinux = selinux_mode(system)
+    findings += host_findings(
+        root=os.geteuid() == 0,
+        python=sys.version_info[:3],
+        memory=memory,
+        epoch=epoch,
+        controller_time=params["controller_time"],
+        disks=disks,
+        unknown_services=[name for name in params["services"] if not knows_service(module, manager, name)],
+    )
+    findings += layer_findings(disks, mounts)
+    findings += kernel_findings(
+        release=release, drivers=drivers, initramfs=initramfs, traced=traced, disks=disks, selinux=selinux
+    )
+    findings += workload_findings(running, params["services"])
+    findings += [each for each in (boot_space_finding(disks), distribution_finding(distribution)) if each]
+    facts = {
+        "hostname": platform.node(),
+        "kernel": release,
+        "architecture": platform.machine(),
+        "firmware": "uefi" if system.exists("/sys/firmware/efi") else "bios",
+        "distribution": distribution,
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "memory": memory,
+        "ssh_host_keys": ssh_host_keys(),
+        "boot_id": system.text("/proc/sys/kernel/random/boot_id"),
+        "clock": {"epoch": epoch, "synchronised": clock_synchronised()},
+        "tools": [name for name in params["tools"] if has_tool(name)],
+        "service_manager": manager,
+        "kernel_drivers": drivers,
+        "initramfs_drivers": initramfs,
+        "tracing": traced.record(),
+        "selinux": selinux,
+        "processes": [process.record() for process in running],
+        "network_mounts": network_mounts(mounts),
+        "addresses": addresses_of(system, params["own_addresses"], params["names"]),
+        "proxy": proxies(system),
+        "reach": [each.record() for each in attempts(params["connect"], params["connect_timeout"])],
+        "probe": probe(params).record(),
+        "disks": disks,
+    }
+    activity.add_to(disks, params["sample_seconds"])
+    return {"facts": facts, "findings": [finding.record() for finding in by_severity(findings)]}
 
 
 def main() -> None:
@@ -472,6 +531,18 @@ def main() -> None:
             "services": {"type": "list", "elements": "str", "default": []},
             "controller_time": {"type": "float"},
             "tools": {"type": "list", "elements": "str", "default": []},
+            "connect": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "address": {"type": "str", "required": True},
+                    "port": {"type": "int", "required": True},
+                },
+            },
+            "connect_timeout": {"type": "float", "default": 4.0},
+            "own_addresses": {"type": "list", "elements": "str", "default": []},
+            "names": {"type": "list", "elements": "str", "default": []},
             "sample_seconds": {"type": "float", "default": 1.0},
             "probe_address": {"type": "str"},
             "probe_port": {"type": "int"},
@@ -480,39 +551,7 @@ def main() -> None:
         required_by={"probe_address": "probe_port"},
         supports_check_mode=True,
     )
-    system = LiveSystem()
-    activity = Activity(system)
-    epoch = time.time()
-    manager = service_manager(module)
-    memory = parse_meminfo(system.text("/proc/meminfo") or "")
-    disks, findings = find_disks(system)
-    findings += host_findings(
-        root=os.geteuid() == 0,
-        python=sys.version_info[:3],
-        memory=memory,
-        epoch=epoch,
-        controller_time=module.params["controller_time"],
-        disks=disks,
-        unknown_services=[name for name in module.params["services"] if not knows_service(module, manager, name)],
-    )
-    facts = {
-        "hostname": platform.node(),
-        "kernel": platform.release(),
-        "architecture": platform.machine(),
-        "firmware": "uefi" if system.exists("/sys/firmware/efi") else "bios",
-        "distribution": parse_os_release(system.text("/etc/os-release") or system.text("/usr/lib/os-release") or ""),
-        "python": {"version": platform.python_version(), "executable": sys.executable},
-        "memory": memory,
-        "ssh_host_keys": ssh_host_keys(),
-        "boot_id": system.text("/proc/sys/kernel/random/boot_id"),
-        "clock": {"epoch": epoch, "synchronised": clock_synchronised()},
-        "tools": [name for name in module.params["tools"] if has_tool(name)],
-        "service_manager": manager,
-        "probe": probe(module.params).record(),
-        "disks": disks,
-    }
-    activity.add_to(disks, module.params["sample_seconds"])
-    module.exit_json(changed=False, facts=facts, findings=[finding.record() for finding in by_severity(findings)])
+    module.exit_json(changed=False, **look(module))
 
 
 if __name__ == "__main__":

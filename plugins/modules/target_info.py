@@ -22,9 +22,15 @@ options:
   instance_ids:
     description:
       - The instances to read. The result keeps this order.
-      - An id that does not exist in the region is an error.
+      - What becomes of an id that does not exist in the region, says O(missing).
     type: list
     elements: str
+  missing:
+    description:
+      - Whether an instance of O(instance_ids) that does not exist is an V(error), or is left out of RV(targets).
+    type: str
+    choices: [error, skip]
+    default: error
   names:
     description:
       - Read the instances that have one of these names. A name that no instance has is not an error.
@@ -201,6 +207,11 @@ targets:
     bandwidth_out_mbps:
       description: Limit of its outgoing internet bandwidth in Mbit/s.
       type: int
+missing:
+  description: Why each of O(instance_ids) that is not in RV(targets) was not found, by its id.
+  returned: success
+  type: dict
+  sample: {}
 result:
   description: What O(query) selected.
   returned: when O(query) is set
@@ -227,7 +238,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.module import 
     reported,
 )
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.target import Target
-from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import refuse
+from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Finding, refuse
 
 try:
     import jmespath
@@ -268,6 +279,7 @@ def main() -> None:
         argument_spec={
             **cloud_argument_spec(),
             "instance_ids": {"type": "list", "elements": "str"},
+            "missing": {"type": "str", "choices": ["error", "skip"], "default": "error"},
             "names": {"type": "list", "elements": "str"},
             "filters": {"type": "dict"},
             "query": {"type": "str"},
@@ -280,9 +292,20 @@ def main() -> None:
         module.fail_json(msg=missing_required_lib("jmespath"), exception=JMESPATH_IMPORT_ERROR)
     with reported(module):
         instances, client = instances_for(module)
-        records = [target.record() for target in read_targets(instances, module.params)]
+        missing: dict[str, Finding] = {}
+        if module.params["instance_ids"] is not None and module.params["missing"] == "skip":
+            targets, missing = instances.existing(module.params["instance_ids"])
+        else:
+            targets = read_targets(instances, module.params)
+        records = [target.record() for target in targets]
         result = {"result": select(module.params["query"], records)} if module.params["query"] else {}
-        module.exit_json(changed=False, targets=records, request_ids=client.request_ids, **result)
+        module.exit_json(
+            changed=False,
+            targets=records,
+            missing={name: finding.record() for name, finding in missing.items()},
+            request_ids=client.request_ids,
+            **result,
+        )
 
 
 if __name__ == "__main__":

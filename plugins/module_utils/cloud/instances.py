@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..findings import refuse
+from ..findings import Finding, Refusal, refuse
 from ..security_groups import Rule, effective_ingress
 from .client import CloudClient
+from .errors import CloudError
 from .target import Target, disk_ids_of, target_from_api
 
 # Limits of the API: ids or entries in one call; values of one filter.
@@ -41,6 +42,32 @@ class Instances:
         if missing:
             raise _not_found(missing, self._region)
         return self._complete([found[instance_id] for instance_id in dict.fromkeys(instance_ids)])
+
+    def existing(self, instance_ids: Sequence[str]) -> tuple[list[Target], dict[str, Finding]]:
+        """Those of *instance_ids* that exist, complete and in this order, and why each of the others was not found.
+
+        One id that is unknown or malformed fails a whole request: it is found by halves.
+        """
+        found: dict[str, Mapping[str, Any]] = {}
+        refused: dict[str, Finding] = {}
+        for batch in _batches(list(dict.fromkeys(instance_ids)), PAGE):
+            found.update({str(instance["InstanceId"]): instance for instance in self._existing(batch, refused)})
+        for instance_id in instance_ids:
+            if instance_id not in found and instance_id not in refused:
+                refused[instance_id] = _not_found([instance_id], self._region).finding
+        return self._complete([found[name] for name in dict.fromkeys(instance_ids) if name in found]), refused
+
+    def _existing(self, batch: Sequence[str], refused: dict[str, Finding]) -> list[Mapping[str, Any]]:
+        try:
+            return list(self._by_ids(batch))
+        except CloudError as error:
+            if error.finding.code != "TARGET_NOT_FOUND":
+                raise
+            if len(batch) == 1:
+                refused[batch[0]] = error.finding
+                return []
+        middle = len(batch) // 2
+        return self._existing(batch[:middle], refused) + self._existing(batch[middle:], refused)
 
     def by_filters(self, filters: Mapping[str, Sequence[str]]) -> list[Target]:
         """The instances that satisfy every one of *filters* (the API's own names), each with any of its values."""
@@ -119,7 +146,7 @@ class Instances:
         return list(answer["SecurityGroupPolicySet"].get("Ingress") or ())
 
 
-def _not_found(instance_ids: Sequence[str], region: str | None) -> Exception:
+def _not_found(instance_ids: Sequence[str], region: str | None) -> Refusal:
     names = ", ".join(instance_ids)
     return refuse(
         "TARGET_NOT_FOUND",

@@ -15,9 +15,8 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import (
     by_severity,
     finding_from,
 )
-from ansible_collections.fleetlift.cvm.plugins.module_utils.plan import assess_source, source_disks
+from ansible_collections.fleetlift.cvm.plugins.module_utils.plan import assess_source, assessment_of, source_disks
 from ansible_collections.fleetlift.cvm.plugins.module_utils.security_groups import Rule
-from ansible_collections.fleetlift.cvm.plugins.modules import assess
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -266,12 +265,16 @@ def test_facts_may_list_mount_points_as_mounted():
     assert (found.mounts, found.mounted, found.system) == (("/", "/boot"), True, True)
 
 
-def test_module_takes_the_records_of_the_other_modules():
-    params = {
+def options(**changes):
+    """The options of the module assess for the good plan."""
+    return {
         "source": "db1",
         "source_facts": FACTS,
         "source_findings": [Finding("A_NOTE", "note", "db1", "Something.", "Nothing.").record()],
+        "source_error": None,
+        "source_unreachable": False,
         "target": TARGET.record(),
+        "target_error": {},
         "target_id": "ins-dbtgt001",
         "disks": MAPPING,
         "targets_of_all": {"db1": "ins-dbtgt001"},
@@ -280,10 +283,34 @@ def test_module_takes_the_records_of_the_other_modules():
         "source_address": None,
         "controller_address": None,
         "target_host_keys": [],
+        "landed_before": False,
+        "bandwidth_limit": 0,
+        "accept": {},
+        **changes,
     }
-    assert assess.assess(params).pairs == plan().pairs
-    [finding] = assess.assess({**params, "target": {}}).blockers
+
+
+def test_module_takes_the_records_of_the_other_modules():
+    assert assessment_of(options()).pairs == plan().pairs
+    [finding] = assessment_of(options(target={})).blockers
     assert (finding.code, "ins-dbtgt001" in finding.cause) == ("TARGET_NOT_FOUND", True)
+
+
+def test_source_that_cannot_be_looked_at_is_refused_with_what_is_known_of_its_target():
+    expired = replace(TARGET, restrict_state="EXPIRED").record()
+    away = assessment_of(
+        options(source_unreachable=True, source_error="No route to host", target=expired, source_facts={})
+    )
+    assert [finding.code for finding in away.blockers] == ["SOURCE_UNREACHABLE", "TARGET_EXPIRED"]
+    assert "No route to host" in away.blockers[0].cause
+    silent = assessment_of(options(source_error="python3: not found", source_facts={}))
+    assert [finding.code for finding in silent.blockers] == ["SOURCE_NOT_READ"]
+
+
+def test_failure_to_read_the_target_is_reported_as_what_it_is():
+    error = Finding("CLOUD_AUTH_FAILED", "blocker", "cloud", "The cloud does not know this secret_id.", "Check it.")
+    [finding] = assessment_of(options(target={}, target_error=error.record())).blockers
+    assert finding == error
 
 
 def test_target_that_shows_the_sources_host_key_is_not_overwritten():

@@ -185,6 +185,7 @@ class Recorded:
         self.files = files
         self.devices = devices or {}
         self.btrfs: dict[str, str] = {}
+        self.links: dict[str, str] = {}
 
     def text(self, path: str) -> str | None:
         text = self.files.get(path)
@@ -193,6 +194,9 @@ class Recorded:
     def data(self, path: str) -> bytes | None:
         text = self.files.get(path)
         return None if text is None else text.encode("latin-1")
+
+    def real(self, path: str) -> str:
+        return self.links.get(path, path)
 
     def names(self, path: str) -> list[str]:
         return sorted({file[len(path) + 1 :].partition("/")[0] for file in self.files if file.startswith(path + "/")})

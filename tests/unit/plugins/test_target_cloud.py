@@ -68,13 +68,18 @@ def test_target_is_complete_and_in_the_words_of_the_collection(fleet):
     assert target_from_record(json.loads(json.dumps(record))) == target
 
 
-def test_more_than_a_hundred_instances_keep_their_order_and_the_apis_limit(fleet):
-    names = []
-    for number in range(150):
-        disk, name = f"disk-many{number:04}", f"ins-many{number:04}"
+def add_instances(fleet, count):
+    """That many instances named many; returns their ids."""
+    names = [f"ins-many{number:04}" for number in range(count)]
+    for number, name in enumerate(names):
+        disk = f"disk-many{number:04}"
         fleet.cloud.store.add_disk(Disk(disk, 20, "ap-guangzhou-3"))
         fleet.cloud.store.add_instance(instance(name, "many", number % 200, disk))
-        names.insert(0, name)
+    return names
+
+
+def test_more_than_a_hundred_instances_keep_their_order_and_the_apis_limit(fleet):
+    names = add_instances(fleet, 150)[::-1]
     assert [target.instance_id for target in fleet.instances().by_ids(names)] == names
     assert [len(entry["parameters"]["InstanceIds"]) for entry in fleet.requests("DescribeInstances")] == [100, 50]
     assert len(fleet.requests("DescribeDisks")) == 2
@@ -87,6 +92,20 @@ def test_more_names_than_a_filter_holds_are_asked_for_in_several_requests(fleet)
     names = [f"none{number}" for number in range(7)] + ["web", "db"]
     found = fleet.instances().by_filters({"instance-name": names, "zone": ["ap-guangzhou-3"]})
     assert {target.instance_id for target in found} == {WEB, DATABASE}
+
+
+def test_one_id_that_is_wrong_does_not_hide_the_others(fleet):
+    wanted = add_instances(fleet, 250)
+    targets, missing = fleet.instances().existing([*wanted[:40], "web-server-1", *wanted[40:], "ins-unknown0"])
+    assert [target.instance_id for target in targets] == wanted
+    assert {name: finding.code for name, finding in missing.items()} == {
+        "web-server-1": "TARGET_NOT_FOUND",
+        "ins-unknown0": "TARGET_NOT_FOUND",
+    }
+    assert "not an instance id" in missing["web-server-1"].cause
+    # Three hundreds, and the halves of the one with the malformed id.
+    assert len(fleet.requests("DescribeInstances")) <= 3 + 2 * 7
+    assert len(fleet.requests("DescribeSecurityGroupPolicies")) == 2
 
 
 def test_missing_instance_is_named(fleet):

@@ -1,0 +1,47 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Controller half of fleetlift.cvm.assess. It computes and touches nothing, so that no process is started for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ..module_utils.plan import assessment_of
+from ..modules.assess import DOCUMENTATION
+from ..plugin_utils.agent_action import argument_spec
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_diff = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        del tmp
+        _validated, arguments = self.validate_argument_spec(argument_spec(DOCUMENTATION))
+        try:
+            assessment = assessment_of(arguments)
+        except (KeyError, TypeError, ValueError) as error:
+            result.update(
+                failed=True,
+                msg="INPUT_INVALID: source_facts, source_findings or target do not have the shape that preflight and"
+                f" target_info return ({type(error).__name__}: {error}). Next: Pass their results on unchanged.",
+            )
+            return result
+        blockers = assessment.blockers
+        result.update(
+            changed=False,
+            pairs=[pair.record() for pair in assessment.pairs],
+            findings=[finding.record() for finding in assessment.findings],
+            ok=not blockers,
+        )
+        if blockers:
+            result["finding"] = blockers[0].record()
+        if blockers and arguments["fail_on_blocker"]:
+            result.update(failed=True, msg="\n".join(map(str, blockers)))
+        return result

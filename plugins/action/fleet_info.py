@@ -1,0 +1,69 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Controller half of fleetlift.cvm.fleet_info: sorts the sources by whom to ask, and asks each once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ..module_utils.findings import Finding
+from ..modules.fleet_info import DOCUMENTATION
+from ..plugin_utils.agent_action import argument_spec
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_diff = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        del tmp
+        variables = task_vars or {}
+        _validated, arguments = self.validate_argument_spec(argument_spec(DOCUMENTATION))
+        targets: dict[str, Any] = {}
+        errors: dict[str, Any] = {}
+        request_ids: list[str] = []
+        for group in groups(arguments["sources"], arguments["access"], variables["hostvars"]):
+            options = {**group["access"], "instance_ids": list(group["instances"].values()), "missing": "skip"}
+            answer = self._execute_module("fleetlift.cvm.target_info", module_args=options, task_vars=variables)
+            request_ids += answer.get("request_ids") or []
+            found = {target["instance_id"]: target for target in answer.get("targets") or ()}
+            for source, instance_id in group["instances"].items():
+                if answer.get("failed"):
+                    errors[source] = answer.get("finding") or unexplained(source, answer)
+                elif instance_id in found:
+                    targets[source] = found[instance_id]
+                else:
+                    errors[source] = answer["missing"][instance_id]
+        result.update(changed=False, targets=targets, errors=errors, request_ids=request_ids)
+        return result
+
+
+def groups(sources: list[str], name: str, hostvars: Any) -> list[dict[str, Any]]:
+    """The sources that can be asked for together: ``access`` is what they have in common, ``instances`` by source."""
+    found: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        access = {key: value for key, value in dict(hostvars[source].get(name) or {}).items() if value}
+        instance_id = access.pop("instance_id", None)
+        if instance_id:
+            group = found.setdefault(json.dumps(access, sort_keys=True), {"access": access, "instances": {}})
+            group["instances"][source] = str(instance_id)
+    return list(found.values())
+
+
+def unexplained(source: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """The finding for a failure that brought none with it, such as a library that is missing on the controller."""
+    message = str(answer.get("msg") or "The module target_info failed.")
+    return Finding(
+        "TARGET_NOT_READ",
+        "blocker",
+        source,
+        f"The target of {source} could not be looked at: {message}",
+        "Make `ansible localhost -m fleetlift.cvm.target_info` work on the controller.",
+    ).record()
