@@ -25,6 +25,10 @@ PHASES = {
     "uploading": "uploading",
     "completing": "joining the parts",
     "done": "uploaded",
+    "converting": "converting",
+    "comparing": "comparing both images",
+    "adapting": "adapting the copy",
+    "ready": "ready",
 }
 
 
@@ -38,6 +42,7 @@ class UploadProgress:
         self._phase = "checking"
         self._done = self._sent = self._kept = 0
         self._stalled: str | None = None
+        self._announced = ""
         self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
 
     def enter(self, phase: str) -> None:
@@ -46,6 +51,23 @@ class UploadProgress:
             self._phase = phase
             self._done = 0
             self._marks = deque([(self._clock(), 0)])
+
+    def announce(self, text: str) -> None:
+        """Something to know before the work begins."""
+        with self._lock:
+            self._announced = text
+
+    def resize(self, total: int) -> None:
+        """There are *total* bytes to do, as is known only now."""
+        with self._lock:
+            self._total = total
+
+    def share(self, done: float) -> None:
+        """So much of the phase is done, from 0 to 1, as a program tells that counts for itself."""
+        with self._lock:
+            missing = round(done * self._total) - self._done
+        if missing > 0:
+            self.advance(missing)
 
     def advance(self, count: int) -> None:
         """*count* bytes were looked at."""
@@ -98,6 +120,7 @@ class UploadProgress:
                 "rate": round(rate),
                 "eta_seconds": round(left / rate) if rate and left else None,
                 "stalled": self._stalled,
+                "announced": self._announced,
             }
 
 

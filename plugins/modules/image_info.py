@@ -66,6 +66,7 @@ attributes:
     description: Has a corresponding action plugin, which brings the agent's parsers along.
     support: full
 seealso:
+  - module: fleetlift.cvm.image_convert
   - module: fleetlift.cvm.cos_object
 """
 

@@ -6,11 +6,15 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from ..module_utils.upload_progress import upload_line
 from . import agent_bundle
+from .cos_action import LOCAL
+from .progress_watch import progress_shown
 
 
 class ImageAction(ActionBase):
@@ -38,6 +42,21 @@ class ImageAction(ActionBase):
         self._fixup_perms2((directory, place), execute=False)
         return str(place)
 
+    def label(self, task_vars: dict[str, Any]) -> str:
+        """How lines about the image begin."""
+        name = PurePath(str(self._task.args.get("path", ""))).name
+        return f"{task_vars.get('inventory_hostname', 'localhost')}: {name}"
+
     def act(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         """Run the module; returns its result."""
         return dict(self._execute_module(module_args=arguments, task_vars=task_vars))
+
+
+class LongImageAction(ImageAction):
+    """One whose progress is shown, which its module keeps in a file. On another machine it runs without being seen."""
+
+    def act(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        if self._connection.transport not in LOCAL:
+            return super().act(arguments, task_vars)
+        with progress_shown(self.label(task_vars), upload_line) as file:
+            return super().act({"progress_file": file, **arguments}, task_vars)

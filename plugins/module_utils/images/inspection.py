@@ -9,10 +9,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..findings import Finding, Refusal
+from ..findings import Finding, Refusal, by_severity
 from . import disk as disks
 from . import estimate, guest, judgement, nbd, qemu, sampling
 from .filesystems import Damaged
@@ -30,6 +30,16 @@ class Order:
     content: bool = True
     check_timeout: float = 3600
     content_timeout: float = 300
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What was seen; ``failure`` is why it was not all of it."""
+
+    look: Look
+    partitions: list[dict[str, Any]] = field(default_factory=list)
+    sample: estimate.Sample | None = None
+    failure: Finding | None = None
 
 
 class TooSlow(Damaged):
@@ -55,11 +65,12 @@ def deadline(seconds: float) -> Iterator[None]:
 def inspect(path: str, order: Order, wishes: Wishes, assumptions: estimate.Assumptions) -> dict[str, Any]:
     """The result of image_info. Raises Refusal when the file or a program that is needed is not there."""
     with ImageFile(path) as file:
-        look, partitions, sample, sample_error = _look(file, order)
+        found = look_at(file, order)
+        look = found.look
         findings = judgement.judge(look, wishes)
-        if sample_error is not None:
-            findings.append(sample_error)
-        forecast = estimate.estimate(look.size + _parts_size(file, look.header), sample, assumptions)
+        if found.failure is not None:
+            findings = by_severity([*findings, found.failure])
+        forecast = estimate.estimate(look.size + parts_size(file, look.header), found.sample, assumptions)
         return {
             "image": {
                 **look.header.record(),
@@ -71,7 +82,7 @@ def inspect(path: str, order: Order, wishes: Wishes, assumptions: estimate.Assum
             },
             "consistency": look.consistency.record(),
             "partition_table": look.table or None,
-            "partitions": partitions,
+            "partitions": found.partitions,
             "firmware": list(look.firmware),
             **_about_guest(look),
             "import_parameters": judgement.import_parameters(look),
@@ -82,7 +93,7 @@ def inspect(path: str, order: Order, wishes: Wishes, assumptions: estimate.Assum
         }
 
 
-def _parts_size(file: ImageFile, header: Header) -> int:
+def parts_size(file: ImageFile, header: Header) -> int:
     """The bytes of the files beside the image that hold its data, as far as they are there."""
     parts = [file.path.parent / name for name in header.parts if "/" not in name]
     return sum(part.stat().st_size for part in parts if part.is_file())
@@ -106,55 +117,61 @@ def _about_guest(look: Look) -> dict[str, Any]:
     }
 
 
-def _look(file: ImageFile, order: Order) -> tuple[Look, list[dict[str, Any]], estimate.Sample | None, Finding | None]:
+def look_at(file: ImageFile, order: Order) -> Inspected:
+    """Everything that the findings and the estimate need. Raises Refusal when a program is missing."""
     header = recognise(file)
-    look = Look(file.path.name, file.size, header, qemu.Consistency(False, reason="it was not asked for"))
+    found = Inspected(Look(file.path.name, file.size, header, qemu.Consistency(False, reason="it was not asked for")))
     if header.virtual_size is None or header.backing or header.problem or header.encrypted or not file.size:
-        return look, [], None, None
+        return found
     if header.variant == "extent" or (header.format == "qcow2" and header.parts):
-        return look, [], None, None
+        return found
     try:
         if header.parts:
             qemu.check_parts(file.path, header)
         if order.check:
-            look = replace(look, consistency=qemu.check(file.path, header, order.check_timeout))
-        look, partitions = _with_content(file, look, order)
-        return look, partitions, _sample(file, header) if look.consistency.ok else None, None
+            found = replace(
+                found, look=replace(found.look, consistency=qemu.check(file.path, header, order.check_timeout))
+            )
+        found = _with_content(file, found, order)
+        return replace(found, sample=sample_of(file, header)) if found.look.consistency.ok else found
     except Refusal as refusal:
         if refusal.finding.code == "QEMU_IMG_MISSING" and header.format != "raw":
             raise
-        return look, [], None, refusal.finding
+        return replace(found, failure=refusal.finding)
 
 
-def _with_content(file: ImageFile, look: Look, order: Order) -> tuple[Look, list[dict[str, Any]]]:
-    """The look with what is on the disk, and its partitions."""
+def _with_content(file: ImageFile, found: Inspected, order: Order) -> Inspected:
+    """The same with what is on the disk."""
     if not order.content:
-        return look, []
+        return found
+    look = found.look
     with disks.with_agent(order.agent):
         from fleetlift_agent.usedblocks.partitions import BeyondDisk
         from fleetlift_agent.usedblocks.volume import ReadInFull
 
         try:
             with disks.opened(file, look.header) as disk, deadline(order.content_timeout):
-                found = disks.contents(disk)
+                copy = disks.contents(disk)
                 look = replace(
                     look,
-                    table=disks.table_name(found, disk),
-                    firmware=tuple(disks.starts_with(found, disk)),
-                    partitions=len(found.volumes) if found.table else 0,
+                    table=disks.table_name(copy, disk),
+                    firmware=tuple(disks.starts_with(copy, disk)),
+                    partitions=len(copy.volumes) if copy.table else 0,
                     beyond_end=disks.missing_end(disk),
-                    has_content=any(volume.content.kind for volume in found.volumes),
+                    has_content=any(volume.content.kind for volume in copy.volumes),
                 )
-                return replace(look, guest=guest.examine(disk, found)), disks.partitions(found)
+                look = replace(look, guest=guest.examine(disk, copy))
+                return replace(found, look=look, partitions=disks.partitions(copy))
         except BeyondDisk as error:
-            return replace(look, beyond_end=error.missing), []
+            look = replace(look, beyond_end=error.missing)
         except ReadInFull as error:
-            return replace(look, table_problem=str(error)), []
+            look = replace(look, table_problem=str(error))
         except (nbd.DiskUnreadable, Damaged, OSError) as error:
-            return replace(look, unread=str(error)), []
+            look = replace(look, unread=str(error))
+    return replace(found, look=look)
 
 
-def _sample(file: ImageFile, header: Header) -> estimate.Sample | None:
+def sample_of(file: ImageFile, header: Header) -> estimate.Sample | None:
     """Some clusters of the disk, compressed; None where they cannot be read."""
     try:
         with disks.opened(file, header) as disk:

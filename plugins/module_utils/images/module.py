@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -50,10 +51,17 @@ def assumptions_of(params: Mapping[str, Any]) -> Assumptions:
     )
 
 
+def _end(number: int, _frame: object) -> None:
+    """End at a signal, so that what is half done is removed on the way out."""
+    raise SystemExit(128 + number)
+
+
 @contextmanager
 def prepared(module: AnsibleModule) -> Iterator[None]:
     """Bounds what somebody else's image can make *module* use; ends it with the finding of a Refusal raised inside."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _end)
     try:
         if not module.params["agent"]:
             raise refuse(

@@ -11,9 +11,11 @@ switched off, and images whose header names other files are refused before the p
 
 from __future__ import annotations
 
+import ctypes
 import json
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +28,9 @@ from .recognise import QEMU_DRIVERS
 
 # Far more than a sound image needs; a malicious one may not take the host's memory.
 MEMORY = 4 << 30
-_INFO_SECONDS = 60
+# include/uapi/linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
@@ -125,7 +129,8 @@ def check_parts(path: Path, header: Header) -> None:
 
 
 def limited(cpu_seconds: int | None = None) -> None:
-    """To be called in the child before it starts: bounds what a malicious image can cost."""
+    """To be called in the child before it starts: bounds what a malicious image can cost, and ends it with us."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if cpu_seconds is not None:
@@ -149,21 +154,14 @@ def run(words: Sequence[str], *, timeout: float, cpu_seconds: int | None = None,
     except subprocess.TimeoutExpired as error:
         raise QemuFailed(Path(words[0]).name, -1, f"nothing after {timeout:.0f} s") from error
     if done.returncode not in accept:
-        raise QemuFailed(Path(words[0]).name, done.returncode, _without_spec((done.stderr or done.stdout)[-1000:]))
+        raise QemuFailed(Path(words[0]).name, done.returncode, without_spec((done.stderr or done.stdout)[-1000:]))
     return done.stdout
 
 
-def _without_spec(said: str) -> str:
+def without_spec(said: str) -> str:
     """QEMU repeats the words that an image was opened with; they say nothing to people."""
     lines = [line.partition("': ")[2] or line if "json:" in line else line for line in said.strip().splitlines()]
     return "; ".join(dict.fromkeys(line.removeprefix("qemu-img: ") for line in lines))
-
-
-def info(path: Path, header: Header) -> dict[str, Any]:
-    """What ``qemu-img info`` says. Raises QemuFailed."""
-    words = [tool("qemu-img"), "info", "--force-share", "--output=json", opened_as(path, header)]
-    answer: dict[str, Any] = json.loads(run(words, timeout=_INFO_SECONDS, cpu_seconds=30))
-    return answer
 
 
 def check(path: Path, header: Header, timeout: float) -> Consistency:
