@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any, Callable
 
-from fleetlift_agent.bucket import TokenBucket
+from fleetlift_agent.bucket import Lease, TokenBucket
 from fleetlift_agent.config import parse_bandwidth
 from fleetlift_agent.copying import Copy
 from fleetlift_agent.cutover import Cutover, CutoverOptions, Order
@@ -268,8 +268,9 @@ class Replication:
     def _configure(self, arguments: dict[str, Any]) -> None:
         if "bandwidth_limit" in arguments:
             limit = parse_bandwidth(arguments["bandwidth_limit"])
-            if limit != self._bucket.rate:
-                self._bucket.set_rate(limit)
+            lease = _lease(arguments)
+            if lease is not None or limit != self._bucket.rate:
+                self._bucket.set_rate(limit, lease)
                 self._state.update(bandwidth_limit=limit)
         if arguments.get("max_passes") is not None:
             self._copy.max_passes = max(1, int(_seconds(arguments, "max_passes", 0)))
@@ -334,3 +335,17 @@ def _seconds(arguments: dict[str, Any], name: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 86400:
         raise AgentError("ARGUMENT_INVALID", f"{name} is {value!r}", f"Give {name} as a number from 0 to 86400")
     return float(value)
+
+
+def _lease(arguments: dict[str, Any]) -> Lease | None:
+    """For how long the limit holds, and what it becomes then."""
+    if arguments.get("bandwidth_lease") is None:
+        return None
+    after = parse_bandwidth(arguments.get("bandwidth_after_lease"))
+    if after is None:
+        raise AgentError(
+            "ARGUMENT_INVALID",
+            "bandwidth_lease was given without bandwidth_after_lease",
+            "Give both, or neither for a limit that stays",
+        )
+    return Lease(_seconds(arguments, "bandwidth_lease", 0), after)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..module_utils.progress import progress_line
 from ..plugin_utils.agent_action import AgentAction
+from ..plugin_utils.bandwidth_share import Share, share_for
 from ..plugin_utils.remote_agent import AgentRefusal, AnsibleConnectionFailure, RemoteAgent, RemoteError
 
 RELEASE = {"frozen_off": "power_off", "running": "thaw"}
@@ -53,15 +54,20 @@ class ActionModule(AgentAction):
             )
         if self.check_mode:
             return {"changed": phase != "released"}
+        share = share_for(arguments, None)
+        if phase != "released":
+            # It is in sync and sends already: what it has is enough to begin with, and grows while it is watched.
+            self.keep(share, agent, arguments)
         if phase in (None, "aborted"):
             orders = {key: arguments[key] for key in ORDERED}
             # The agent ignores an order that it carries out already, so asking twice after a lost connection is safe.
             self.patiently(
                 lambda: agent.control("cutover", orders), arguments["connection_grace"], "ordering the cutover"
             )
-        state = self.watch(agent, arguments)
+        state = self.watch(agent, arguments, share)
         quiesced_at = quiesced(state, time.time())
         final = self.release(agent, state, arguments)
+        share.leave()
         return {
             "changed": True,
             "cutover": final["cutover"],
@@ -71,7 +77,7 @@ class ActionModule(AgentAction):
             "source": "off" if arguments["source_after"] == "frozen_off" else "running",
         }
 
-    def watch(self, agent: RemoteAgent, arguments: dict[str, Any]) -> dict[str, Any]:
+    def watch(self, agent: RemoteAgent, arguments: dict[str, Any], share: Share) -> dict[str, Any]:
         """Wait until the copy is verified and the source is held. Raises RemoteError when the agent gave up."""
         last_line = ""
         while True:
@@ -85,7 +91,17 @@ class ActionModule(AgentAction):
                 return state
             if cutover.get("phase") == "aborted" or state["phase"] == "failed":
                 raise AgentRefusal(cutover.get("error") or state.get("error") or {})
+            self.keep(share, agent, arguments)
             time.sleep(arguments["poll_interval"])
+
+    def keep(self, share: Share, agent: RemoteAgent, arguments: dict[str, Any]) -> None:
+        """Keep up the part of the bandwidth that the last pass is sent with."""
+
+        def tune(limits: dict[str, Any]) -> None:
+            grace = arguments["connection_grace"]
+            self.patiently(lambda: agent.control("set", limits), grace, "setting its part of the bandwidth")
+
+        share.keep(tune)
 
     def release(self, agent: RemoteAgent, state: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
         """Let the source go as asked. Returns the last state that was seen."""

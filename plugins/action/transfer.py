@@ -11,6 +11,7 @@ from typing import Any
 
 from ..module_utils.progress import duration, progress_line
 from ..plugin_utils.agent_action import AgentAction
+from ..plugin_utils.bandwidth_share import NoShare, Share, share_for
 from ..plugin_utils.remote_agent import AgentRefusal, RemoteAgent, RemoteError
 
 RUNNING = ("initial_sync", "delta_sync", "in_sync", "cutover")
@@ -46,16 +47,25 @@ class ActionModule(AgentAction):
         agent = self.agent(arguments)
         grace = arguments["connection_grace"]
         before = self.patiently(agent.status, grace, "asking for the state")
+        share = share_for(arguments, arguments["bandwidth_limit"] or 0)
         if arguments["state"] == "stopped":
-            return self.stop(agent, before)
-        limit = limit_of(arguments)
-        retune = bool(limit) and before.get("bandwidth_limit") != limit["bandwidth_limit"]
+            return self.stop(agent, before, share)
         running = before["phase"] in RUNNING
+        limit = limit_of(arguments) if isinstance(share, NoShare) else {}
+        retune = bool(limit) and before.get("bandwidth_limit") != limit["bandwidth_limit"]
         if self.check_mode:
             return {"changed": retune or not running}
+        admitted = self.admitted(share, running, arguments["poll_interval"])
         if not running:
-            orders = {**limit, "max_passes": arguments["max_passes"], "max_downtime": arguments["max_downtime"]}
+            orders = {
+                **limit,
+                **admitted,
+                "max_passes": arguments["max_passes"],
+                "max_downtime": arguments["max_downtime"],
+            }
             self.patiently(lambda: agent.control("replicate", orders), grace, "starting the replication")
+        elif admitted:
+            self.patiently(lambda: agent.control("set", admitted), grace, "setting its part of the bandwidth")
         elif retune:
             self.patiently(lambda: agent.control("set", limit), grace, "changing the bandwidth limit")
         if arguments["state"] == "started":
@@ -63,27 +73,45 @@ class ActionModule(AgentAction):
         else:
             if running:
                 self.tell(f"re-attached to the running transfer: {progress_line(before)}")
-            state = self.watch(agent, arguments)
+            state = self.watch(agent, arguments, share)
         return {"changed": retune or not running, "reattached": running, "transfer": report(state)}
 
-    def stop(self, agent: RemoteAgent, before: dict[str, Any]) -> dict[str, Any]:
+    def admitted(self, share: Share, running: bool, pause: float) -> dict[str, Any]:
+        """What the order to begin says about bandwidth, once the transfers that run have made room."""
+        told = False
+        while (orders := share.begin(sends_already=running)) is None:
+            if not told:
+                self.tell("waiting for its part of the bandwidth budget")
+                told = True
+            time.sleep(pause)
+        return orders
+
+    def stop(self, agent: RemoteAgent, before: dict[str, Any], share: Share) -> dict[str, Any]:
         changed = before["phase"] in RUNNING
         if changed and not self.check_mode:
             agent.control("stop", timeout=60)
+            share.leave()
         return {"changed": changed, "transfer": report(before if self.check_mode else agent.status())}
 
-    def watch(self, agent: RemoteAgent, arguments: dict[str, Any]) -> dict[str, Any]:
+    def watch(self, agent: RemoteAgent, arguments: dict[str, Any], share: Share) -> dict[str, Any]:
         """Show progress until in sync. Raises RemoteError on failure, stall or timeout; the agent works on."""
+        grace = arguments["connection_grace"]
+
+        def tune(orders: dict[str, Any]) -> None:
+            self.patiently(lambda: agent.control("set", orders), grace, "setting its part of the bandwidth")
+
         started = time.monotonic()
         last_line = ""
         while True:
-            state = self.patiently(agent.status, arguments["connection_grace"], "watching the transfer")
+            state = self.patiently(agent.status, grace, "watching the transfer")
             line = progress_line(state)
             if line != last_line:
                 self.tell(line)
                 last_line = line
             if state["phase"] in ("in_sync", "cutover"):
+                share.rest(tune)
                 return dict(state)
+            share.keep(tune)
             self.check(state, time.monotonic() - started, arguments)
             time.sleep(arguments["poll_interval"])
 

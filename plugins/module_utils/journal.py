@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .findings import refuse
+from .kept_file import replace_json
 
 SCHEMA = 1
 # What a phase's record can say: it has begun, it has ended well, it has ended badly.
@@ -106,25 +106,8 @@ def with_phase(
 
 
 def write_journal(path: Path, journal: Mapping[str, Any]) -> None:
-    """Replaces the file at *path*, so that a reader sees the old one or the new one, also after a power cut."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        # mkstemp gives 0600.
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(journal, file, indent=2, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    """Replaces the file at *path*."""
+    replace_json(path, journal)
 
 
 def remove_journal(path: Path, *, dry: bool) -> bool:

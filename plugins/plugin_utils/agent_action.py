@@ -17,6 +17,7 @@ import yaml
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ..module_utils.findings import Refusal
 from .remote_agent import AnsibleConnectionFailure, RemoteAgent, RemoteError, RemoteShell
 
 MODULES = "ansible_collections.fleetlift.cvm.plugins.modules"
@@ -63,6 +64,8 @@ class AgentAction(ActionBase):
             result.update(self.act(arguments))
         except RemoteError as error:
             result.update(failed=True, msg=str(error), finding=error.record)
+        except Refusal as refusal:
+            result.update(failed=True, msg=str(refusal), finding=refusal.finding.record())
         return result
 
     def expect_lost_connections(self, interval: int = 5, count: int = 6) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 
-from fleetlift_agent.bucket import BURST_SECONDS, CHUNK, TokenBucket
+from fleetlift_agent.bucket import BURST_SECONDS, CHUNK, Lease, TokenBucket
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,3 +84,35 @@ def test_cancelled_caller_stops_waiting() -> None:
     bucket = TokenBucket(1)
     bucket.take(1 << 20)
     bucket.take(1, lambda: True)
+
+
+def test_limit_whose_lease_is_not_renewed_falls_back() -> None:
+    clock = Clock()
+    bucket = TokenBucket(None, clock)
+    bucket.set_rate(8 << 20, Lease(60, 1 << 20))
+    assert spend(bucket, clock, [CHUNK] * 128) < 2
+    clock.now += 60
+    assert bucket.rate == 1 << 20
+    assert spend(bucket, clock, [CHUNK] * 128) > 7
+
+
+@given(st.lists(st.floats(0, 59), max_size=20))
+def test_limit_whose_lease_is_renewed_in_time_stays(pauses: list[float]) -> None:
+    clock = Clock()
+    bucket = TokenBucket(None, clock)
+    bucket.set_rate(8 << 20, Lease(60, 1 << 20))
+    for pause in pauses:
+        clock.now += pause
+        assert bucket.rate == 8 << 20
+        bucket.set_rate(8 << 20, Lease(60, 1 << 20))
+
+
+def test_renewal_of_a_lease_gives_no_bytes_away() -> None:
+    clock = Clock()
+    bucket = TokenBucket(None, clock)
+    bucket.set_rate(1 << 20, Lease(60, 1 << 20))
+    begun = clock.now
+    for _ in range(64):
+        spend(bucket, clock, [CHUNK])
+        bucket.set_rate(1 << 20, Lease(60, 1 << 20))
+    assert clock.now - begun >= 4 - BURST_SECONDS - 0.1

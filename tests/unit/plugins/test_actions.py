@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,9 @@ from ansible_collections.fleetlift.cvm.plugins.action import cutover, transfer
 from ansible_collections.fleetlift.cvm.plugins.modules import agent as agent_module
 from ansible_collections.fleetlift.cvm.plugins.plugin_utils import agent_action, remote_agent
 
+UNSHARED = {"bandwidth_budget": 0, "bandwidth_schedule": [], "bandwidth_share": 1, "bandwidth_ledger": None}
 TRANSFER = {
+    **UNSHARED,
     "state": "in_sync",
     "bandwidth_limit": None,
     "max_passes": 5,
@@ -27,6 +30,7 @@ TRANSFER = {
     "poll_interval": 0,
 }
 CUTOVER = {
+    **UNSHARED,
     "services": ["nginx"],
     "service_timeout": 60,
     "freeze_timeout": 600,
@@ -112,6 +116,47 @@ def test_a_new_limit_reaches_a_running_transfer(wanted: int, sent: int | None) -
     result = action(transfer.ActionModule, agent).act({**TRANSFER, "state": "started", "bandwidth_limit": wanted})
     assert result["changed"]
     assert agent.orders == [("set", {"bandwidth_limit": sent})]
+
+
+def shared(tmp_path: Path, name: str, **options: Any) -> dict[str, Any]:
+    ledger = str(tmp_path / "bandwidth.json")
+    return {**TRANSFER, "migration": name, "bandwidth_budget": 8 << 20, "bandwidth_ledger": ledger, **options}
+
+
+def test_a_transfer_begins_with_its_part_of_the_budget_and_rests_with_a_reserve(tmp_path: Path) -> None:
+    agent = ScriptedAgent({"phase": "idle"}, {"phase": "initial_sync"}, {"phase": "in_sync"})
+    action(transfer.ActionModule, agent).act(shared(tmp_path, "web1", bandwidth_limit=4 << 20))
+    (began, orders), (rested, resting) = agent.orders
+    assert (began, orders["bandwidth_limit"], orders["bandwidth_lease"]) == ("replicate", 4 << 20, 120)
+    assert (rested, resting) == ("set", {"bandwidth_limit": (4 << 20) // 20})
+
+
+def test_a_running_transfer_is_given_its_part_when_another_has_begun(tmp_path: Path) -> None:
+    first = ScriptedAgent({"phase": "initial_sync"})
+    action(transfer.ActionModule, first).act(shared(tmp_path, "web1", state="started"))
+    second = ScriptedAgent({"phase": "initial_sync"})
+    action(transfer.ActionModule, second).act(shared(tmp_path, "web2", state="started"))
+    assert second.orders[0][1]["bandwidth_limit"] == 16 << 10  # Nothing is left for it yet.
+    again = ScriptedAgent({"phase": "initial_sync"})
+    action(transfer.ActionModule, again).act(shared(tmp_path, "web1", state="started"))
+    assert again.orders[0][1]["bandwidth_limit"] == 4 << 20
+
+
+def test_a_cutover_gets_more_than_the_reserve_and_gives_all_of_it_back(tmp_path: Path) -> None:
+    transferred = ScriptedAgent({"phase": "initial_sync"}, {"phase": "in_sync"})
+    action(transfer.ActionModule, transferred).act(shared(tmp_path, "web1"))
+    options = shared(tmp_path, "web1")
+    agent = ScriptedAgent(
+        {"phase": "in_sync", "updated": 5}, {"phase": "cutover", "cutover": {"phase": "prepared"}, "updated": 5}
+    )
+    action(cutover.ActionModule, agent).act(
+        {**options, **CUTOVER, **{k: options[k] for k in UNSHARED}, "source_after": "running"}
+    )
+    assert agent.orders[0] == (
+        "set",
+        {"bandwidth_limit": 8 << 20, "bandwidth_lease": 120, "bandwidth_after_lease": 2 << 20},
+    )
+    assert (tmp_path / "bandwidth.json").read_text().strip() == "{}"
 
 
 def test_the_same_limit_changes_nothing() -> None:
