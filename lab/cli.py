@@ -23,8 +23,9 @@ from lab.command import require_programs, run
 from lab.control import call
 from lab.cos.faults import KINDS, METHODS
 from lab.daemon import serve
-from lab.description import load
+from lab.description import INITRAMFS, TABLES, load
 from lab.errors import LabError
+from lab.exportedimage import ExportedImage
 from lab.ledger import Ledger
 from lab.place import Place
 from lab.processes import is_alive
@@ -49,6 +50,11 @@ PROGRAMS = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "tc": "iproute2",
+}
+IMAGE_PROGRAMS = {
+    "cpio": "cpio",
+    "mmdebstrap": "mmdebstrap",
+    "sfdisk": "fdisk",
 }
 CONSOLE_TAIL = 64 * 1024
 
@@ -94,6 +100,14 @@ def parser() -> argparse.ArgumentParser:
     fault.add_argument("--after", type=int, default=0, help="bytes of the body before the cut or the damaged byte")
     cos_commands.add_parser("clear", help="take waiting faults back")
     commands.add_parser("notices", help="what the account's Message Center says, as JSON")
+    image = commands.add_parser(
+        "image", help="make a raw image of a disk with a Debian that boots, as an export has it"
+    )
+    image.add_argument("file", type=Path)
+    image.add_argument("--host", default="exported", help="the host name on it (default: exported)")
+    image.add_argument("--size-mib", type=int, default=1024, help="the disk's size (default: 1024)")
+    image.add_argument("--table", choices=TABLES, default="mbr", help="the partition table (default: mbr)")
+    image.add_argument("--initramfs", choices=INITRAMFS, default="most", help="dep: without virtio (default: most)")
     comparison = commands.add_parser("verify", help="compare a switched-off source's disks with an instance's")
     comparison.add_argument("machine", metavar="source")
     comparison.add_argument("target")
@@ -350,6 +364,15 @@ def notices(place: Place, _: argparse.Namespace) -> int:
     return 0
 
 
+def image(place: Place, options: argparse.Namespace) -> int:
+    """Make an image; the lab's key is let in when there is one. No lab has to run."""
+    require_programs(IMAGE_PROGRAMS)
+    public = place.key.with_suffix(".pub")
+    exported = ExportedImage(options.host, options.size_mib * 1024 * 1024, options.table, options.initramfs)
+    exported.build(options.file, place.cache, public.read_text(encoding="ascii") if public.exists() else "")
+    return 0
+
+
 def verify_command(place: Place, options: argparse.Namespace) -> int:
     """Compare a source with the instance it was moved to; exit with 1 when they differ."""
     found = call(place.socket, "status")
@@ -382,6 +405,7 @@ COMMANDS = {
     "instance": instance,
     "console": console,
     "cos": cos,
+    "image": image,
     "notices": notices,
     "verify": verify_command,
     "serve": serve_command,

@@ -22,6 +22,8 @@ VPC = ipaddress.IPv4Network("10.97.0.0/24")
 PUBLIC = ipaddress.IPv4Network("203.0.113.0/24")
 FILESYSTEMS = ("ext4", "xfs", "btrfs")
 WORKLOADS = ("none", "web", "database", "files")
+TABLES = ("mbr", "gpt")
+INITRAMFS = ("most", "dep")
 FIRMWARE = ("bios", "uefi")
 BUSES = ("ide", "ahci", "virtio")
 NICS = ("e1000", "e1000e", "virtio")
@@ -172,10 +174,10 @@ class Virtual:
             firmware=reader.choice("firmware", FIRMWARE, "bios"),
             bus=reader.choice("bus", BUSES, "ide"),
             nic=reader.choice("nic", NICS, "e1000"),
-            table=reader.choice("table", ("mbr", "gpt"), "mbr"),
+            table=reader.choice("table", TABLES, "mbr"),
             lvm=reader.flag("lvm"),
             separate_boot=reader.flag("separate_boot"),
-            initramfs=reader.choice("initramfs", ("most", "dep"), "most"),
+            initramfs=reader.choice("initramfs", INITRAMFS, "most"),
         )
         if virtual.firmware == "uefi" and virtual.table == "mbr":
             raise reader.fail("table", "a source that boots by UEFI has a gpt")

@@ -178,6 +178,10 @@ class LabHypervisor:
         with reported():
             return self._images.import_image(order)
 
+    def fill_disk(self, disk_id: str, size_gb: int, image_id: str, number: int) -> None:
+        with reported():
+            self._images.put(image_id, number, self._file(disk_id), size_gb * GIB)
+
     def delete_image(self, image_id: str) -> None:
         with reported():
             self._images.delete(image_id)

@@ -43,8 +43,11 @@ class Cloud:
         """Make an instance's disks and machine, connect it, and start it. Blocks; raises HypervisorError."""
         with self.store.reading():
             spec = self.spec(self.store.instances[instance_id], password)
+            origins = {disk.disk_id: self.store.disks[disk.disk_id].origin for disk in spec.disks}
         for disk in spec.disks:
             self.hypervisor.create_disk(disk.disk_id, disk.size_gb)
+            if origins[disk.disk_id]:
+                self.hypervisor.fill_disk(disk.disk_id, disk.size_gb, *origins[disk.disk_id])
         self.hypervisor.create(spec)
         self.apply_network(instance_id)
         if start:

@@ -128,6 +128,9 @@ class Hypervisor(Protocol):
     def import_image(self, order: ImageOrder) -> tuple[int, ...]:
         """Fetch and convert an image's disks; returns their sizes in bytes. Raises ImageRejected."""
 
+    def fill_disk(self, disk_id: str, size_gb: int, image_id: str, number: int) -> None:
+        """Put a disk of an imported image, numbered from 0, onto a cloud disk that no machine has yet."""
+
     def delete_image(self, image_id: str) -> None:
         """Forget an imported image's disks."""
 

@@ -9,6 +9,7 @@ import ipaddress
 import uuid
 from datetime import datetime, timedelta, timezone
 from functools import partial
+from typing import Any
 
 from lab.cloud.actions import Call, action
 from lab.cloud.cloud import Cloud, free_address
@@ -102,6 +103,8 @@ def _check_offered(call: Call) -> None:
     login = call.get("LoginSettings", {})
     if login.get("KeyIds"):
         raise ApiError("ResourceNotFound.KeyPairNotFound", "The lab's cloud has no key pairs.")
+    if str(login.get("KeepImageLogin", "")).lower() == "true" and login.get("Password"):
+        raise ApiError("InvalidParameter.ParameterConflict", "`KeepImageLogin` and `Password` exclude each other.")
 
 
 def _zone(store: Store, call: Call) -> str:
@@ -219,14 +222,32 @@ def _disks(store: Store, call: Call, zone: str, tags: dict[str, str]) -> list[Di
                 disk_type=entry.get("DiskType", "CLOUD_BSSD"),
                 delete_with_instance=entry.get("DeleteWithInstance", True),
                 tags=dict(tags),
+                origin=_origin(store, entry),
             )
         )
     for entry in [system, *call.get("DataDisks", [])]:
-        if refused := set(entry) - {"DiskSize", "DiskType", "DiskName", "DeleteWithInstance"}:
+        if refused := set(entry) - {"DiskSize", "DiskType", "DiskName", "DeleteWithInstance", "SnapshotId"}:
             raise ApiError("InvalidParameterValue", f"The lab's cloud does not offer disks with {sorted(refused)}.")
     if any(disk.size_gb < 1 for disk in disks):
         raise ApiError("InvalidParameterValue", "`DiskSize` is at least 1 GiB.")
     return disks
+
+
+def _origin(store: Store, entry: JsonObject) -> list[Any]:
+    """The image and the number of the disk in it whose snapshot a data disk is to be made of; empty for a blank one."""
+    wanted = entry.get("SnapshotId")
+    if wanted is None:
+        return []
+    for image in store.images.values():
+        for number, disk in enumerate(image.data_disks, start=1):
+            if disk["snapshot_id"] == wanted:
+                if entry.get("DiskSize", 0) < disk["size_gb"]:
+                    raise ApiError(
+                        "FailedOperation.SnapshotSizeLargerThanDataSize",
+                        f"The snapshot `{wanted}` of {disk['size_gb']} GiB is larger than its data disk.",
+                    )
+                return [image.image_id, number]
+    raise ApiError("InvalidParameter.SnapshotNotFound", f"No image has the snapshot `{wanted}`.")
 
 
 def _private_addresses(store: Store, call: Call, count: int) -> list[str]:

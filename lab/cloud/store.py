@@ -59,6 +59,8 @@ class Disk:
     created: str = field(default_factory=now_text)
     tags: dict[str, str] = field(default_factory=dict)
     error_prompt: str = ""
+    # The image and the number of the disk in it that this one was made of; empty for a blank one.
+    origin: list[Any] = field(default_factory=list)
 
 
 @dataclass

@@ -199,7 +199,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.plan import mapped_s
 
 def run(instances: Instances, client: CloudClient, params: dict[str, Any], *, check_mode: bool) -> dict[str, Any]:
     """The module's result. Raises ``Refusal``."""
-    shape = {name: params[name] for name in Shape.__dataclass_fields__}
+    shape = {name: params[name] for name in Shape.__dataclass_fields__ if name in params}
     shape["security_groups"] = tuple(params["security_groups"])
     shape["tags"] = {str(key): str(value) for key, value in params["tags"].items()}
     sizes = disk_sizes(mapped_sizes(params["source"], params["source_facts"], params["disks"]))

@@ -36,7 +36,10 @@ DRY_RUN_PASSED = "DryRunOperation"
 
 @dataclass(frozen=True)
 class Shape:
-    """What to create. ``bandwidth_out`` in Mbit/s, 0 is no public address; ``period`` in months, for PREPAID only."""
+    """What to create. ``bandwidth_out`` in Mbit/s, 0 is no public address; ``period`` in months, for PREPAID only.
+
+    ``data_snapshots`` are what the data disks are made of, in their order, None for a blank one.
+    """
 
     zone: str
     instance_type: str
@@ -51,6 +54,8 @@ class Shape:
     bandwidth_out: int = 0
     instance_name: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    keep_image_login: bool = False
+    data_snapshots: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,12 @@ def run_instances_request(
     }
     if len(sizes) > 1:
         request["DataDisks"] = [_disk(size, shape.data_disk_type) for size in sizes[1:]]
+        for disk, snapshot in zip(request["DataDisks"], shape.data_snapshots):
+            if snapshot:
+                disk["SnapshotId"] = snapshot
+    if shape.keep_image_login:
+        # The API's model has text here, not a truth value.
+        request["LoginSettings"] = {"KeepImageLogin": "TRUE"}
     if shape.charge_type == "PREPAID":
         request["InstanceChargePrepaid"] = {"Period": shape.period}
     if shape.vpc_id and shape.subnet_id:

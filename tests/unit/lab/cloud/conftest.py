@@ -126,6 +126,9 @@ class RecordingHypervisor:
             raise self.rejected
         return tuple(3 * GIB + 1 for _ in order.urls)
 
+    def fill_disk(self, disk_id: str, size_gb: int, image_id: str, number: int) -> None:
+        self._do("fill_disk", disk_id, size_gb, image_id, number)
+
     def delete_image(self, image_id: str) -> None:
         self._do("delete_image", image_id)
 

@@ -81,6 +81,22 @@ def test_sdk_imports_an_image_with_its_data_disks(fleet: CloudUnderTest) -> None
     assert [(item["DiskUsage"], item["DiskSize"]) for item in image["SnapshotSet"]] == [("DATA_DISK", 4)]
     made = next(call[2] for call in fleet.hypervisor.calls if call[:2] == ("import_image", image_id))
     assert made.urls == (URL, URL.replace("web1", "data1")) and URL not in repr(made)
+    snapshot = image["SnapshotSet"][0]["SnapshotId"]
+    buying = {"ImageId": image_id, "Placement": {"Zone": "ap-guangzhou-3"}}
+    small = [{"DiskSize": 3, "SnapshotId": snapshot}]
+    code = "FailedOperation.SnapshotSizeLargerThanDataSize"
+    assert fleet.refused(fleet.cvm, "RunInstances", **buying, DataDisks=small) == code
+    unknown = [{"DiskSize": 4, "SnapshotId": "snap-00000000"}]
+    assert fleet.refused(fleet.cvm, "RunInstances", **buying, DataDisks=unknown) == "InvalidParameter.SnapshotNotFound"
+    login = {"KeepImageLogin": "TRUE"}
+    disks = [{"DiskSize": 4, "SnapshotId": snapshot}]
+    (name,) = fleet.call(fleet.cvm, "RunInstances", **buying, DataDisks=disks, LoginSettings=login)["InstanceIdSet"]
+    disk = fleet.settled("RUNNING", name)["DataDisks"][0]["DiskId"]
+    assert ("fill_disk", disk, 4, image_id, 1) in fleet.hypervisor.calls
+    both = {"KeepImageLogin": "TRUE", "Password": "Some-pass-42"}
+    assert (
+        fleet.refused(fleet.cvm, "RunInstances", **buying, LoginSettings=both) == "InvalidParameter.ParameterConflict"
+    )
 
 
 def test_failed_import_shows_its_state_and_the_reason_only_in_message_center(fleet: CloudUnderTest) -> None:
