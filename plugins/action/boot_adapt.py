@@ -10,6 +10,7 @@ import json
 import shlex
 from typing import Any
 
+from ..module_utils.boot_adaptation import agent_options, listed, shown
 from ..plugin_utils import agent_bundle, agent_deployment
 from ..plugin_utils.agent_action import AgentAction
 from ..plugin_utils.remote_agent import AgentRefusal, RemoteAgent, RemoteError, parse_reply
@@ -20,37 +21,13 @@ KEPT = ("agent.pyz", "config.json", "tls", "python", "runtime", "agent.log", "ag
 
 def request(arguments: dict[str, Any], disks: list[dict[str, Any]], *, check: bool, diff: bool) -> dict[str, Any]:
     """The agent's request for these module arguments."""
-    network = {key: value for key, value in (arguments["network"] or {}).items() if value is not None}
     return {
         "disks": disks,
         "check": check,
         "diff": diff,
         "undo": arguments["state"] == "absent",
-        "options": {
-            "skip": arguments["skip"],
-            "firmware": arguments["firmware"],
-            "grow": arguments["grow"],
-            "root": arguments["root"] or "",
-            "network": network,
-            "consoles": arguments["consoles"],
-            "cloud_init": arguments["cloud_init"],
-            "timeout": arguments["command_timeout"],
-        },
+        "options": agent_options(arguments),
     }
-
-
-def shown(changes: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The changes of files as Ansible shows differences."""
-    return [
-        {
-            "before_header": change["path"],
-            "after_header": change["path"],
-            "before": change["before"],
-            "after": change["after"],
-        }
-        for change in changes
-        if change["path"] and change.get("before") != change.get("after")
-    ]
 
 
 class ActionModule(AgentAction):
@@ -80,7 +57,7 @@ class ActionModule(AgentAction):
         result = {key: reply[key] for key in ("changed", "findings", "root", "seconds")}
         if self.diff_mode:
             result["diff"] = shown(changes)
-        result["changes"] = [{key: each[key] for key in ("concern", "action", "path")} for each in changes]
+        result["changes"] = listed(changes)
         return result
 
     @property

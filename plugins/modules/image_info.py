@@ -67,6 +67,7 @@ attributes:
     support: full
 seealso:
   - module: fleetlift.cvm.image_convert
+  - module: fleetlift.cvm.image_prepare
   - module: fleetlift.cvm.cos_object
 """
 
@@ -140,15 +141,15 @@ image:
       description: Whether it is encrypted.
       type: bool
 consistency:
-  description: Whether the image's own tables are consistent.
+  description: Whether the image is whole, by its header, its own tables and the partition table in it.
   returned: when the file can be read
   type: dict
   contains:
     checked:
-      description: Whether they were checked. For raw and VHD there is none; the header is compared with the file.
+      description: Whether QEMU checked the tables. For raw and VHD it has no check.
       type: bool
     ok:
-      description: Whether no error was found.
+      description: Whether nothing is wrong, which is so as long as neither IMAGE_CORRUPT nor IMAGE_TRUNCATED is found.
       type: bool
     errors:
       description: How many errors were found.

@@ -61,7 +61,7 @@ def compress(wish: Wish, agent: str, assumptions: Assumptions, progress: UploadP
     started = time.monotonic()
     final = Path(wish.dest).absolute()
     with ImageFile(wish.path) as file:
-        _check_place(file, final)
+        check_place(file, final)
         found = look_at(file, Order(agent, content=False))
         cured = convertible(found)
         forecast = estimate(file.size + parts_size(file, found.look.header), found.sample, assumptions)
@@ -103,7 +103,8 @@ def compress(wish: Wish, agent: str, assumptions: Assumptions, progress: UploadP
         }
 
 
-def _check_place(file: ImageFile, final: Path) -> None:
+def check_place(file: ImageFile, final: Path) -> None:
+    """Refuse to write over the image itself, or over what is no plain file."""
     if final.exists() and final.samefile(file.path):
         raise refuse(
             "IMAGE_DEST_IS_SOURCE",

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import stat
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ from ..progress import size as readable
 from . import qemu
 
 _PERCENT = re.compile(rb"\(\s*(\d+(?:\.\d+)?)/100%\)")
+# struct flock of fcntl(2): type, whence, start, length, process.
+_FLOCK = "hhqqi4x"
 # Tables and rounding on top of what is expected to be written.
 _SPARE = 64 << 20
 
@@ -65,8 +68,9 @@ def partial(final: Path) -> Iterator[Path]:
         ) from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            # Not flock(2), which the agent takes, and not the bytes from 100 on, which QEMU takes.
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+        except (BlockingIOError, PermissionError) as error:
             raise refuse(
                 "IMAGE_BUSY",
                 str(final),
@@ -117,6 +121,11 @@ def convert(source: str, place: Path, target: Target, report: Report, timeout: f
             else "If it cannot be read, export the image again; else look at what qemu-img says.",
             output=error.said,
         ) from error
+    sync(place)
+
+
+def sync(place: Path) -> None:
+    """Have the file's content on its disk."""
     with place.open("rb+") as file:
         os.fsync(file.fileno())
 

@@ -20,6 +20,8 @@ from .header import Header, ImageFile
 from .judgement import Look, Wishes
 from .recognise import name_fits, recognise
 
+_BROKEN = ("IMAGE_CORRUPT", "IMAGE_TRUNCATED")
+
 
 @dataclass(frozen=True)
 class Order:
@@ -80,7 +82,7 @@ def inspect(path: str, order: Order, wishes: Wishes, assumptions: estimate.Assum
                 "allocated_size": file.allocated,
                 "extension_fits": name_fits(look.name, look.header),
             },
-            "consistency": look.consistency.record(),
+            "consistency": {**look.consistency.record(), "ok": not any(each.code in _BROKEN for each in findings)},
             "partition_table": look.table or None,
             "partitions": found.partitions,
             "firmware": list(look.firmware),

@@ -371,7 +371,7 @@ def _about_the_system(look: Look) -> Iterator[Finding]:
     if guest.system is None:
         if not guest.unread:
             yield Finding(
-                "IMAGE_WITHOUT_SYSTEM",
+                "IMAGE_NO_ROOT",
                 "blocker",
                 name,
                 "No filesystem on the disk holds a Linux system.",
@@ -381,7 +381,7 @@ def _about_the_system(look: Look) -> Iterator[Finding]:
     yield from _about_drivers(guest, name)
     if guest.cloud_init is False:
         yield Finding(
-            "IMAGE_WITHOUT_CLOUD_INIT",
+            "IMAGE_NO_CLOUD_INIT",
             "warning",
             name,
             "The system has no cloud-init, which ImportImage asks for.",
@@ -424,7 +424,7 @@ def _about_drivers(guest: Guest, name: str) -> Iterator[Finding]:
     repairable = [kernel for kernel in lacking if not kernel["no_driver"]]
     if repairable:
         yield Finding(
-            "VIRTIO_MISSING",
+            "IMAGE_NO_VIRTIO",
             "blocker" if all_lack else "warning",
             name,
             f"The initramfs of kernel {', '.join(kernel['version'] for kernel in repairable)} lacks "

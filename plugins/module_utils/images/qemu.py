@@ -128,9 +128,14 @@ def check_parts(path: Path, header: Header) -> None:
             )
 
 
+def ends_with_us() -> None:
+    """To be called in the child before it starts: it is killed when its parent ends, however that ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def limited(cpu_seconds: int | None = None) -> None:
     """To be called in the child before it starts: bounds what a malicious image can cost, and ends it with us."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ends_with_us()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if cpu_seconds is not None:

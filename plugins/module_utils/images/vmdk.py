@@ -22,6 +22,7 @@ _GRAINS_AT_END = 0xFFFFFFFFFFFFFFFF
 _COMPRESSED, _MARKERS = 1 << 16, 1 << 17
 _NO_PARENT = "ffffffff"
 _MOST_DESCRIPTOR = 1 << 20
+_MOST_TABLES = 32 << 20
 _EXTENT = re.compile(r'^(RW|RDONLY|NOACCESS)\s+(\d+)\s+(\w+)(?:\s+"([^"]*)")?', re.MULTILINE)
 
 
@@ -79,8 +80,8 @@ def parse(data: Bytes) -> Header:
     problem, least = "", overhead * _SECTOR
     if directory == _GRAINS_AT_END:
         problem, least = _footer_problem(data), 3 * _SECTOR
-    elif not streamed:
-        least = max(least, _end_of_grains(data, directory, capacity, grain, entries))
+    else:
+        least = max(least, _end_of_grains(data, directory, capacity, grain, entries, compressed=bool(flags & _MARKERS)))
     return Header(
         "vmdk",
         variant or ("streamOptimized" if streamed else "monolithicSparse"),
@@ -99,22 +100,27 @@ def _footer_problem(data: Bytes) -> str:
     return "" if whole else "its footer, which is the last thing in the file, is not there"
 
 
-def _end_of_grains(data: Bytes, directory: int, capacity: int, grain: int, entries: int) -> int:
+def _end_of_grains(data: Bytes, directory: int, capacity: int, grain: int, entries: int, *, compressed: bool) -> int:
     """Where the last grain table and the last grain that they know end, in bytes. Raises Malformed."""
     tables = -(-capacity // (grain * entries))
+    if tables > _MOST_TABLES:
+        raise Malformed("its grain directory is larger than any can be")
     raw = data.read(directory * _SECTOR, tables * 4)
     if len(raw) < tables * 4:
         raise Malformed(f"it ends at byte {directory * _SECTOR + len(raw)}, inside of its grain directory")
-    end = 0
+    end = last = 0
     for (table,) in struct.iter_unpack("<I", raw):
-        if not table:
-            continue
-        grains = data.read(table * _SECTOR, entries * 4)
-        end = max(end, table * _SECTOR + entries * 4)
-        last = max((at for (at,) in struct.iter_unpack("<I", grains[: len(grains) // 4 * 4])), default=0)
-        # 1 stands for a grain of zeros, and the last one need not be whole: it may lie beyond the disk's end.
-        end = max(end, last * _SECTOR + _SECTOR if last > 1 else 0)
-    return end
+        if table:
+            grains = data.read(table * _SECTOR, entries * 4)
+            end = max(end, table * _SECTOR + entries * 4)
+            last = max(last, max((at for (at,) in struct.iter_unpack("<I", grains[: len(grains) // 4 * 4])), default=0))
+    # 1 stands for a grain of zeros. The last one need not be whole: it may lie beyond the disk's end.
+    if last <= 1:
+        return end
+    # A compressed grain has its sector on the disk and its length before it.
+    marker = data.read(last * _SECTOR, 12) if compressed else b""
+    size = 12 + int.from_bytes(marker[8:], "little") if len(marker) == 12 else _SECTOR
+    return max(end, last * _SECTOR + size)
 
 
 def _esx(data: Bytes) -> Header:

@@ -120,7 +120,7 @@ def test_an_initramfs_without_virtio_is_a_blocker_that_names_the_remedy(tmp_path
 
     found = look(image_files.disk(tmp_path / "disk.raw", tmp_path / "volume"))
 
-    assert codes(found) == ["VIRTIO_MISSING", "IMAGE_WITHOUT_CLOUD_INIT"]
+    assert codes(found) == ["IMAGE_NO_VIRTIO", "IMAGE_NO_CLOUD_INIT"]
     assert "image_prepare" in found["findings"][0]["action"]
     assert found["kernels"][0]["missing"] == sorted(image_files.VIRTIO)
     assert found["ok"] is False
@@ -152,7 +152,7 @@ def test_a_partitioned_disk_without_a_system_is_a_blocker(tmp_path):
 
     found = look(image_files.disk(tmp_path / "disk.raw", tmp_path / "volume"))
 
-    assert codes(found, "blocker") == ["IMAGE_WITHOUT_SYSTEM"]
+    assert codes(found, "blocker") == ["IMAGE_NO_ROOT"]
 
 
 def test_a_target_disk_that_is_smaller_is_a_blocker(qcow2, good):
