@@ -36,6 +36,7 @@ PACKAGES = (
     "iproute2",
     "iputils-ping",
     "libcap2-bin",
+    "nftables",
     "nginx-light",
     "openssh-server",
     "postgresql",

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: version, start, ctl, adapt. Every answer is one JSON object on standard output."""
+"""The command line: version, start, clean, give-back, ctl, adapt. Every answer is one JSON object on its output."""
 
 from __future__ import annotations
 
@@ -51,6 +51,12 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         from fleetlift_agent.daemon import clean
 
         return clean(directory)
+    if options.action == "give-back":
+        from fleetlift_agent.quiesce import Quiesce
+        from fleetlift_agent.replication import give_back_arguments
+
+        given = Quiesce([], directory).give_back(*give_back_arguments(_arguments()))
+        return {"ok": True, "aborted": False, "unfenced": given.unfenced, "started": list(given.started)}
     from fleetlift_agent.control import ask
 
     return ask(directory, options.command, _arguments(), options.timeout)
@@ -82,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--dir", required=True)
     clean = actions.add_parser("clean", help="remove what a daemon that was killed left in the kernel")
     clean.add_argument("--dir", required=True)
+    back = actions.add_parser("give-back", help="without a daemon: take a fence down and start services")
+    back.add_argument("--dir", required=True)
     actions.add_parser("adapt", help="make a copy bootable on its target; the request is JSON on standard input")
     control = actions.add_parser("ctl", help="send a command to the daemon; arguments are JSON on standard input")
     control.add_argument("--dir", required=True)

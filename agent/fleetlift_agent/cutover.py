@@ -15,6 +15,7 @@ from typing import Any, Callable
 
 from fleetlift_agent.copying import Copy
 from fleetlift_agent.errors import AgentError
+from fleetlift_agent.fence import Passage
 from fleetlift_agent.hooks import run_hooks
 from fleetlift_agent.quiesce import Freezer, Quiesce
 from fleetlift_agent.sender import Cancelled
@@ -40,11 +41,13 @@ class CutoverOptions:
     pre_freeze: tuple[str, ...]
     post_thaw: tuple[str, ...]
     hook_timeout: float
+    # Whom a fenced source lets through; None when it is not to be fenced.
+    fence: tuple[Passage, ...] | None = None
 
 
 @dataclass
 class Order:
-    """A `release` or `abort` that the cutover's thread carries out."""
+    """A `release`, `abort` or `unfence` that the cutover's thread carries out."""
 
     action: str
     done: threading.Event = field(default_factory=threading.Event)
@@ -98,7 +101,7 @@ class Cutover:
         return self.record["phase"] in ("released", "aborted")
 
     def order(self, action: str) -> Order:
-        """Hand an order to the thread: release ("thaw", "power_off") or "abort"."""
+        """Hand an order to the thread: a release ("thaw", "power_off", "fence"), "abort", or "unfence"."""
         order = Order(action)
         if action == "abort":
             self._abort.set()
@@ -115,6 +118,10 @@ class Cutover:
                 self._undo("abort", None)
             else:
                 self._release(order.action)
+            while self.record["phase"] == "fenced":
+                order.done.set()
+                order = self._orders.get()
+                self._leave_fence(order)
         except Cancelled:
             self._undo("abort", self._cancellation())
         except AgentError as error:
@@ -135,6 +142,8 @@ class Cutover:
         with self._timed("approach"):
             self._copy.approach(options.verify_age, self._cancelled)
         manager = self._quiesce.services()
+        if options.fence is not None:
+            self._quiesce.fence.check(options.fence)
         if options.freeze:
             # Opened beforehand: while frozen nothing new can be looked up or started.
             self._mounts = self._quiesce.mounts()
@@ -214,10 +223,50 @@ class Cutover:
             self._show(phase="committed")
             threading.Timer(_FAREWELL_SECONDS, self._power_off).start()
             return
+        if action == "fence":
+            self._fence()
+            return
         self._show(phase="committed")
         self._let_go()
         failure = self._post_thaw()
         self._show(phase="released", thawed_by="release", error=failure.record() if failure else None)
+
+    def _fence(self) -> None:
+        """Nobody but the controller reaches this source from now on; its services stay stopped, its disks thaw."""
+        if self._options.fence is None:
+            raise AgentError(
+                "FENCE_UNAVAILABLE",
+                "The cutover was not told whom a fenced source lets through",
+                "Abort it, and cut over again with a fence",
+                subject="fence",
+            )
+        self._quiesce.fence.close(self._options.fence, self._stopped)
+        self._show(phase="committed")
+        try:
+            if self._freezer is not None:
+                with self._timed("thaw"):
+                    self._freezer.close()
+        finally:
+            self._end_freeze_clock()
+        # The target goes its own way now, and nothing else is to be reached.
+        self._copy.replicator.disconnect()
+        self._show(phase="fenced", thawed_by="release" if self._freezer is not None else None)
+
+    def _leave_fence(self, order: Order) -> None:
+        """Give a fenced source back to its users, or end it. What fails is the order's error, and it stays fenced."""
+        if order.action == "power_off":
+            self._show(phase="committed")
+            threading.Timer(_FAREWELL_SECONDS, self._power_off).start()
+            return
+        try:
+            self._quiesce.fence.open()
+            if self._stopped:
+                self._quiesce.services().start(self._stopped, self._options.service_timeout)
+        except AgentError as error:
+            order.error = error
+            return
+        failure = self._post_thaw()
+        self._show(phase="released", error=failure.record() if failure else None)
 
     def _power_off(self) -> None:
         self._farewell()

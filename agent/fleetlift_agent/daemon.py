@@ -228,7 +228,7 @@ class Daemon:
             mask=UsedBlocksMask(sources, self._directory) if config.skip_free else NullMask(),
             audit=config.audit,
             route=Route(config.host, config.port, identity, config.connections, config.peer_timeout),
-            quiesce=Quiesce([source.path for source in sources]),
+            quiesce=Quiesce([source.path for source in sources], self._directory),
             state=state,
             bandwidth_limit=config.bandwidth_limit,
             max_passes=config.max_passes,
@@ -245,6 +245,7 @@ class Daemon:
             "cutover": replication.cutover,
             "release": replication.release,
             "abort": replication.abort,
+            "give_back": replication.give_back,
         }
 
     def _tracker_opener(self, disks: list[TrackedDisk]) -> Callable[[], Tracker]:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The sender daemon's commands: replicate, set, stop, cutover, release, abort."""
+"""The sender daemon's commands: replicate, set, stop, cutover, release, abort, give_back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fleetlift_agent.config import parse_bandwidth
 from fleetlift_agent.copying import Copy
 from fleetlift_agent.cutover import Cutover, CutoverOptions, Order
 from fleetlift_agent.errors import AgentError
+from fleetlift_agent.fence import Passage
 from fleetlift_agent.mask import Mask
 from fleetlift_agent.quiesce import Quiesce
 from fleetlift_agent.sender import Cancelled, Replicator, Route, SenderDisk
@@ -70,6 +71,13 @@ class Replication:
     def replicate(self, arguments: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
             self._configure(arguments)
+            if self._cutover is not None and self._cutover.record["phase"] == "fenced":
+                raise AgentError(
+                    "SOURCE_FENCED",
+                    "This source is fenced: it was handed over to its target",
+                    "Roll back first: the target has to be off before this source works again",
+                    subject="cutover",
+                )
             if self._busy() or (self._settled() and not arguments.get("refresh")):
                 return {"already_running": True}
             self._stop.clear()
@@ -125,19 +133,21 @@ class Replication:
 
     def release(self, arguments: dict[str, Any]) -> dict[str, Any]:
         action = arguments.get("action")
-        if action not in ("thaw", "power_off"):
-            raise AgentError("ARGUMENT_INVALID", f"action is {action!r}", "Release with the action thaw or power_off")
+        if action not in ("thaw", "power_off", "fence"):
+            raise AgentError(
+                "ARGUMENT_INVALID", f"action is {action!r}", "Release with the action thaw, power_off or fence"
+            )
         with self._lock:
             current = self._cutover
             phase = current.record["phase"] if current else None
-            if current is None or phase not in ("prepared", "committed", "released"):
+            if current is None or phase not in ("prepared", "committed", "fenced", "released"):
                 raise AgentError(
                     "CUTOVER_NOT_PREPARED",
                     f"There is nothing to release: the cutover is {phase or 'not begun'}",
                     "Cut over first and wait for the cutover's phase prepared",
                     subject="cutover",
                 )
-            if phase != "prepared":
+            if phase != "prepared" and (phase, action) != ("fenced", "power_off"):
                 return {"cutover": current.record}
             order = current.order(str(action))
         self._await(order)
@@ -150,10 +160,10 @@ class Replication:
             current = self._cutover
             if current is None or current.finished:
                 return {"aborted": False}
-            if current.record["phase"] == "committed":
+            if current.record["phase"] in ("committed", "fenced"):
                 raise AgentError(
                     "CUTOVER_COMMITTED",
-                    "The cutover is committed: the source is being powered off and the target may be in use",
+                    "The cutover is committed: the source is being powered off or fenced and the target may be in use",
                     "To go back to the source, roll back",
                     subject="cutover",
                 )
@@ -161,9 +171,28 @@ class Replication:
         self._await(order)
         return {"aborted": True, "cutover": current.record}
 
+    def give_back(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Whatever this agent, or one before it, did to the source is undone, and these services run."""
+        services, timeout = give_back_arguments(arguments)
+        with self._lock:
+            current = self._cutover
+            phase = current.record["phase"] if current else None
+            order = current.order("unfence") if current is not None and phase == "fenced" else None
+        if order is not None:
+            self._await(order)
+            if order.error is not None:
+                raise order.error
+        aborted = False if order is not None else bool(self.abort({})["aborted"])
+        given = self._quiesce.give_back(services, timeout)
+        unfenced = order is not None or given.unfenced
+        return {"aborted": aborted, "unfenced": unfenced, "started": list(given.started)}
+
     def close(self) -> None:
-        """Undo a cutover that is not committed, stop replicating, disconnect."""
+        """Undo a cutover that is not committed, stop replicating, disconnect. A fence stays."""
         current = self._cutover
+        if current is not None and current.record["phase"] == "fenced":
+            self._copy.close()
+            return
         if current is not None and not current.finished and current.record["phase"] != "committed":
             self.abort({})
         self._stop.set()
@@ -255,7 +284,7 @@ class Replication:
     def _settled(self) -> bool:
         """Whether the target is in sync, or already the server: then only `refresh` sends to it again."""
         current = self._cutover
-        handed_over = current is not None and current.record["phase"] in ("committed", "released")
+        handed_over = current is not None and current.record["phase"] in ("committed", "fenced", "released")
         return handed_over or self._state.get("phase") == "in_sync"
 
     def _refuse_during_cutover(self, what: str) -> None:
@@ -304,9 +333,10 @@ class Replication:
 
 
 def _options(arguments: dict[str, Any]) -> CutoverOptions:
-    services = arguments.get("services", [])
-    if not isinstance(services, list) or not all(isinstance(name, str) and name for name in services):
-        raise AgentError("ARGUMENT_INVALID", "services is not a list of names", "Give the services as a list of names")
+    services = _names(arguments, "services")
+    passages = arguments.get("fence")
+    if passages is not None and not (isinstance(passages, list) and passages):
+        raise AgentError("ARGUMENT_INVALID", "fence is not a list", "Give those whom the fence lets through as a list")
     freeze = arguments.get("freeze", True)
     if not isinstance(freeze, bool):
         raise AgentError("ARGUMENT_INVALID", f"freeze is {freeze!r}", "Give freeze as true or false")
@@ -320,7 +350,20 @@ def _options(arguments: dict[str, Any]) -> CutoverOptions:
         pre_freeze=_commands(arguments, "pre_freeze"),
         post_thaw=_commands(arguments, "post_thaw"),
         hook_timeout=_seconds(arguments, "hook_timeout", 60),
+        fence=None if passages is None else tuple(Passage.parse(item) for item in passages),
     )
+
+
+def give_back_arguments(arguments: dict[str, Any]) -> tuple[list[str], float]:
+    """The services to start and the seconds that each may take. Raises AgentError ARGUMENT_INVALID."""
+    return _names(arguments, "services"), _seconds(arguments, "service_timeout", 120)
+
+
+def _names(arguments: dict[str, Any], name: str) -> list[str]:
+    names = arguments.get(name, [])
+    if not isinstance(names, list) or not all(isinstance(item, str) and item for item in names):
+        raise AgentError("ARGUMENT_INVALID", f"{name} is not a list of names", f"Give the {name} as a list of names")
+    return names
 
 
 def _commands(arguments: dict[str, Any], name: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import IO, Protocol
 from .errors import AgentError
 
 _NAME = re.compile(r"[A-Za-z0-9_.@:][A-Za-z0-9_.@:\\-]*")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+COMMAND_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _POLL = 0.1
 _EVIDENCE_BYTES = 2000
 
@@ -244,7 +244,7 @@ class NullServiceManager:
         )
 
 
-def detect(*, root: Path = Path("/"), search_path: str = _PATH) -> ServiceManager:
+def detect(*, root: Path = Path("/"), search_path: str = COMMAND_PATH) -> ServiceManager:
     """The service manager that runs this server: systemd, OpenRC, /etc/init.d, or none."""
     if (root / "run/systemd/system").is_dir():
         return SystemdServices(shutil.which("systemctl", path=search_path) or "systemctl")
@@ -284,7 +284,7 @@ def run_command(command: Sequence[str], timeout: float) -> Outcome:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd="/",
-                env={"PATH": _PATH, "LC_ALL": "C", "TERM": "dumb"},
+                env={"PATH": COMMAND_PATH, "LC_ALL": "C", "TERM": "dumb"},
                 start_new_session=True,
             )
         except OSError as error:

@@ -10,11 +10,14 @@ import time
 from typing import Any
 
 from ..module_utils.progress import progress_line
+from ..plugin_utils import agent_bundle, agent_deployment
 from ..plugin_utils.agent_action import AgentAction
 from ..plugin_utils.bandwidth_share import Share, share_for
 from ..plugin_utils.remote_agent import AgentRefusal, AnsibleConnectionFailure, RemoteAgent, RemoteError
 
-RELEASE = {"frozen_off": "power_off", "running": "thaw"}
+RELEASE = {"frozen_off": "power_off", "fenced": "fence", "running": "thaw"}
+LEFT = {"frozen_off": "off", "fenced": "fenced", "running": "running"}
+DONE = ("prepared", "committed", "fenced", "released")
 # A server that got the order to power off is gone within a second or two; a slow one gets this long.
 POWER_OFF_SECONDS = 60
 
@@ -43,6 +46,8 @@ class ActionModule(AgentAction):
 
     def act(self, arguments: dict[str, Any]) -> dict[str, Any]:
         agent = self.agent(arguments)
+        if arguments["state"] == "given_back":
+            return self.give_back(agent, arguments)
         before = self.patiently(agent.status, arguments["connection_grace"], "asking for the state")
         phase = (before.get("cutover") or {}).get("phase")
         if before["phase"] not in ("in_sync", "cutover"):
@@ -60,6 +65,8 @@ class ActionModule(AgentAction):
             self.keep(share, agent, arguments)
         if phase in (None, "aborted"):
             orders = {key: arguments[key] for key in ORDERED}
+            if arguments["source_after"] == "fenced":
+                orders["fence"] = self.passages(arguments["fence_allow"])
             # The agent ignores an order that it carries out already, so asking twice after a lost connection is safe.
             self.patiently(
                 lambda: agent.control("cutover", orders), arguments["connection_grace"], "ordering the cutover"
@@ -74,7 +81,7 @@ class ActionModule(AgentAction):
             "passes": final.get("passes"),
             "totals": final.get("totals"),
             "quiesced_at": quiesced_at,
-            "source": "off" if arguments["source_after"] == "frozen_off" else "running",
+            "source": LEFT[arguments["source_after"]],
         }
 
     def watch(self, agent: RemoteAgent, arguments: dict[str, Any], share: Share) -> dict[str, Any]:
@@ -87,7 +94,7 @@ class ActionModule(AgentAction):
                 self.tell(line)
                 last_line = line
             cutover = state.get("cutover") or {}
-            if cutover.get("phase") in ("prepared", "committed", "released"):
+            if cutover.get("phase") in DONE:
                 return state
             if cutover.get("phase") == "aborted" or state["phase"] == "failed":
                 raise AgentRefusal(cutover.get("error") or state.get("error") or {})
@@ -111,12 +118,46 @@ class ActionModule(AgentAction):
                 agent.control("release", {"action": action})
             except AnsibleConnectionFailure:
                 # A source that powers off may take the connection with it before the answer is out.
-                if action == "thaw":
+                if action != "power_off":
                     raise
-        if action == "thaw":
+        if action != "power_off":
             return dict(self.patiently(agent.status, arguments["connection_grace"], "asking for the state"))
         self.wait_until_off(agent)
         return state
+
+    def passages(self, allowed: list[str]) -> list[dict[str, Any]]:
+        """Whom a fence has to let through. Raises RemoteError (FENCE_CONTROLLER_UNKNOWN) when nobody can tell."""
+        # Of the login itself: what becomes another user loses its environment.
+        answer = self._low_level_execute_command("echo $SSH_CONNECTION", sudoable=False)
+        words = str(answer["stdout"]).split()
+        own, port = (words[-4:-3], int(words[-1])) if len(words) >= 4 and words[-1].isdigit() else ([], 22)
+        if not own and not allowed:
+            raise RemoteError(
+                "FENCE_CONTROLLER_UNKNOWN",
+                "the source does not say from which address its controller comes, and a fence would shut it out.",
+                "name it with fleetlift_fence_allow.",
+                subject=self.host,
+            )
+        return [{"address": address, "port": port} for address in dict.fromkeys([*own, *allowed])]
+
+    def give_back(self, agent: RemoteAgent, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The source works again as it did before the cutover. Raises AgentRefusal when something does not start."""
+        order = {"services": arguments["services"], "service_timeout": arguments["service_timeout"]}
+        state = self.patiently(agent.status_or_none, arguments["connection_grace"], "asking for the state")
+        if self.check_mode:
+            phase = ((state or {}).get("cutover") or {}).get("phase")
+            return {"changed": phase not in (None, "aborted", "released")}
+        if state is not None:
+            given = agent.control("give_back", order, timeout=600)
+        else:
+            python = agent_deployment.find_interpreter(
+                agent, arguments["python"], arguments["runtime"], check_mode=False
+            )
+            agent = RemoteAgent(agent.shell, arguments["migration"], python)
+            agent_deployment.deploy_program(agent, agent_bundle.build(agent_bundle.source_directory()))
+            given = agent.call(f"give-back --dir {agent.directory}", order)
+        result = {key: given[key] for key in ("aborted", "unfenced", "started")}
+        return {"changed": any(result.values()), **result}
 
     def wait_until_off(self, agent: RemoteAgent) -> None:
         """Raise RemoteError when the source still answers: two servers with one identity must never run together."""

@@ -50,7 +50,16 @@ class ActionModule(AgentAction):
         share = share_for(arguments, arguments["bandwidth_limit"] or 0)
         if arguments["state"] == "stopped":
             return self.stop(agent, before, share)
-        running = before["phase"] in RUNNING
+        handed_over = (before.get("cutover") or {}).get("phase")
+        if handed_over == "fenced":
+            raise RemoteError(
+                "SOURCE_FENCED",
+                "this source is fenced: it was handed over to its target.",
+                "roll back first (fleetlift.cvm.rollback): the target has to be off before this source works again.",
+                subject=self.host,
+            )
+        # After a handover that let the source run on, the copy is behind it until it is told to follow again.
+        running = before["phase"] in RUNNING and handed_over != "released"
         limit = limit_of(arguments) if isinstance(share, NoShare) else {}
         retune = bool(limit) and before.get("bandwidth_limit") != limit["bandwidth_limit"]
         if self.check_mode:
@@ -63,6 +72,8 @@ class ActionModule(AgentAction):
                 "max_passes": arguments["max_passes"],
                 "max_downtime": arguments["max_downtime"],
             }
+            if handed_over == "released":
+                orders["refresh"] = True
             self.patiently(lambda: agent.control("replicate", orders), grace, "starting the replication")
         elif admitted:
             self.patiently(lambda: agent.control("set", admitted), grace, "setting its part of the bandwidth")

@@ -10,6 +10,7 @@ from typing import Any
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 PHASES = {
+    "fenced": "source fenced",
     "idle": "idle",
     "initial_sync": "initial sync",
     "delta_sync": "backlog draining",

@@ -6,23 +6,34 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: cutover
-short_description: Bring the target's disks to a consistent, verified final state and hand over
+short_description: Bring the target's disks to a consistent, verified final state and hand over, or take it back
 version_added: 0.1.0
 description:
   - Stops the named services on the source, freezes its filesystems, sends what changed, and has the landing
     read its disks back until both manifests are equal. Then powers the source off, or lets it run on.
   - Any failure thaws the filesystems and starts the services again that were stopped. A watchdog on the source
     does the same when the agent or the controller is gone.
+  - With O(state=given_back) the source is the server again, whatever had been done to it.
 author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
   - fleetlift.cvm.attributes
 options:
+  state:
+    description:
+      - With V(handed_over) the target's disks are the server, and the source is what O(source_after) says.
+      - With V(given_back) a cutover that is under way is undone, a fence is taken down, and O(services) run. Nothing is
+        done to a source that works already. Make sure that its target is off.
+    type: str
+    choices: [handed_over, given_back]
+    default: handed_over
   migration:
     description: The migration's name. The inventory host name when not given.
     type: str
   services:
-    description: Services to stop before the filesystems are frozen, in this order.
+    description:
+      - Services to stop before the filesystems are frozen, in this order.
+      - With O(state=given_back), services that have to run.
     type: list
     elements: str
     default: []
@@ -66,9 +77,12 @@ options:
     description:
       - With V(frozen_off) the source is powered off while still frozen, so that nothing is written to it after
         the final pass. Power it on again to go back.
+      - With V(fenced) it runs on, its services stopped, and nothing but the SSH of its controller reaches it or is
+        reached by it (nftables, in the kernel only). It can be given back without being powered on. A restart of the
+        source ends the fence and starts its services.
       - With V(running) it thaws and its services start again. Use it for rehearsals.
     type: str
-    choices: [frozen_off, running]
+    choices: [frozen_off, fenced, running]
     default: frozen_off
   bandwidth_budget:
     description:
@@ -91,6 +105,18 @@ options:
     default: 1
   bandwidth_ledger:
     description: The file on the controller in which the transfers note what they use. Without it there is no budget.
+  fence_allow:
+    description:
+      - Addresses or networks of controllers that a fence lets through. The one that this connection comes from, as the
+        source sees it, is always among them.
+    type: list
+    elements: str
+    default: []
+  python:
+    description: The interpreter for the agent, for O(state=given_back) on a source that has none running.
+    type: str
+  runtime:
+    description: A C(.tar.gz) with a relocatable Python, for a source that has no interpreter that is new enough.
     type: path
   connection_grace:
     description: How long Ansible's own connection to the source may be lost while watching, in seconds.
@@ -105,6 +131,11 @@ options:
 EXAMPLES = r"""
 - name: Cut over, and power the source off
   fleetlift.cvm.cutover:
+    services: [nginx, postgresql]
+
+- name: Put the source back to work
+  fleetlift.cvm.cutover:
+    state: given_back
     services: [nginx, postgresql]
 
 - name: Rehearse the final pass and let the source run on
@@ -176,6 +207,22 @@ source:
   description: What became of the source.
   returned: when not in check mode
   type: str
-  choices: [off, running]
+  choices: [off, fenced, running]
   sample: off
+aborted:
+  description: Whether a cutover was under way and was undone.
+  returned: when O(state=given_back), not in check mode
+  type: bool
+  sample: false
+unfenced:
+  description: Whether a fence was taken down.
+  returned: when O(state=given_back), not in check mode
+  type: bool
+  sample: true
+started:
+  description: The services that did not run and were started.
+  returned: when O(state=given_back), not in check mode
+  type: list
+  elements: str
+  sample: [nginx]
 """

@@ -10,7 +10,9 @@ module: health
 short_description: Wait until a server answers as it should
 version_added: 0.1.0
 description:
-  - Tries each check until it succeeds or the time is over. Runs on the controller, needs nothing on the server.
+  - Tries each check until it succeeds or its time is over. Ports, URLs and SSH are tried from the controller; commands
+    run over the task's own connection.
+  - Every check is tried and reported, whatever fails.
   - Changes nothing.
 author:
   - Fleetlift contributors (@fleetlift)
@@ -20,12 +22,12 @@ extends_documentation_fragment:
 options:
   address:
     description:
-      - The server's address, for checks that name a port.
+      - The server's address.
     type: str
     required: true
   checks:
     description:
-      - What must answer. Each check has either a port or a URL.
+      - What must answer. Each check is exactly one of C(port), C(url), C(ssh), C(command) and C(systemd).
     type: list
     elements: dict
     required: true
@@ -43,11 +45,61 @@ options:
           - The HTTP status that O(checks[].url) must answer with.
         type: int
         default: 200
+      body:
+        description:
+          - A regular expression that must match somewhere in the first MiB of the answer of O(checks[].url).
+        type: str
+      validate_certs:
+        description:
+          - Whether the certificate of O(checks[].url) is checked.
+        type: bool
+        default: true
+      ssh:
+        description:
+          - An SSH server must introduce itself, and with one of O(host_keys), when those are given.
+        type: bool
+      ssh_port:
+        description:
+          - Where O(checks[].ssh) is tried.
+        type: int
+        default: 22
+      command:
+        description:
+          - A command for the shell of the task's host, which must end with O(checks[].rc).
+        type: str
+      rc:
+        description:
+          - The exit status of O(checks[].command).
+        type: int
+        default: 0
+      output:
+        description:
+          - A regular expression that must match somewhere in what O(checks[].command) prints.
+        type: str
+      systemd:
+        description:
+          - States of C(systemctl is-system-running) that are accepted, such as V(running) and V(degraded). Runs on the
+            task's host.
+        type: list
+        elements: str
+      timeout:
+        description:
+          - Seconds for this check, within O(timeout).
+        type: int
+  host_keys:
+    description:
+      - Public host keys, each with its type, that the server may have. With none, any will do.
+    type: list
+    elements: str
+    default: []
   timeout:
     description:
       - How long all checks together may take, in seconds.
     type: int
     default: 300
+notes:
+  - Commands need a connection to the server that is looked at. In a play over sources, give the task the variable
+    C(ansible_host) with the target's address. Without commands, C(delegate_to=localhost) will do.
 """
 
 EXAMPLES = r"""
@@ -55,110 +107,31 @@ EXAMPLES = r"""
   fleetlift.cvm.health:
     address: 203.0.113.11
     checks:
-      - port: 22
+      - ssh: true
       - url: http://203.0.113.11/
-  delegate_to: localhost
+        body: Welcome
+      - command: pg_isready
+      - systemd: [running, degraded]
+        timeout: 120
+  vars:
+    ansible_host: 203.0.113.11
 """
 
 RETURN = r"""
 checks:
-  description: The checks in their order, and after how many seconds each one succeeded.
-  returned: success
+  description:
+    - The checks in their order, how each one ended after how many seconds and tries, and what the last try saw.
+  returned: always
   type: list
   elements: dict
   sample:
     - check: port 22
+      ok: true
       seconds: 1.2
+      tries: 3
+      evidence: SSH-2.0-OpenSSH_9.2p1
 finding:
-  description: The check that failed, with cause and next step.
+  description: The first check that failed, with cause and next step; its evidence has all of them.
   returned: failure
   type: dict
 """
-
-import socket
-import time
-from http.client import HTTPException
-from typing import Any
-from urllib.error import HTTPError
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.urls import open_url
-from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refusal, refuse
-from ansible_collections.fleetlift.cvm.plugins.module_utils.ssh_banner import read_banner
-
-# Seconds between two tries, and for one try.
-PAUSE = 0.5
-TRY_TIMEOUT = 5
-
-
-def name_of(check: dict[str, Any]) -> str:
-    """How the user recognises the check."""
-    return check["url"] or f"port {check['port']}"
-
-
-def attempt(address: str, check: dict[str, Any]) -> None:
-    """One try. Raises OSError (which HTTP errors are) with the reason when it does not succeed."""
-    if check["url"]:
-        try:
-            with open_url(check["url"], timeout=TRY_TIMEOUT, use_proxy=False, http_agent="fleetlift") as answer:
-                status = answer.status
-        except HTTPError as error:
-            status = error.code
-        if status != check["status"]:
-            raise OSError(f"status {status}, not {check['status']}")
-    elif check["port"] == 22:
-        read_banner(address, 22, timeout=TRY_TIMEOUT)
-    else:
-        socket.create_connection((address, check["port"]), TRY_TIMEOUT).close()
-
-
-def wait_for(address: str, check: dict[str, Any], deadline: float) -> None:
-    """Try until it succeeds. Raises Refusal (HEALTH_CHECK_FAILED) with the last reason when the time is over."""
-    while True:
-        try:
-            attempt(address, check)
-            return
-        except (OSError, HTTPException) as error:
-            if time.monotonic() > deadline:
-                raise refuse(
-                    "HEALTH_CHECK_FAILED",
-                    address,
-                    f"{name_of(check)} of {address} did not become healthy: {error}.",
-                    "Look at the instance's console and at the service there. The source is untouched since the final"
-                    " pass: to go back, stop the target and power the source on.",
-                    check=name_of(check),
-                    error=str(error),
-                ) from error
-            time.sleep(PAUSE)
-
-
-def main() -> None:
-    check_spec = {"port": {"type": "int"}, "url": {"type": "str"}, "status": {"type": "int", "default": 200}}
-    module = AnsibleModule(
-        argument_spec={
-            "address": {"type": "str", "required": True},
-            "checks": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": check_spec,
-                "required_one_of": [("port", "url")],
-                "mutually_exclusive": [("port", "url")],
-            },
-            "timeout": {"type": "int", "default": 300},
-        },
-        supports_check_mode=True,
-    )
-    started = time.monotonic()
-    done = []
-    try:
-        for check in module.params["checks"]:
-            wait_for(module.params["address"], check, started + module.params["timeout"])
-            done.append({"check": name_of(check), "seconds": round(time.monotonic() - started, 1)})
-    except Refusal as refusal:
-        module.fail_json(msg=str(refusal), finding=refusal.finding.record(), checks=done)
-    module.exit_json(changed=False, checks=done)
-
-
-if __name__ == "__main__":
-    main()

@@ -21,6 +21,7 @@ options:
   state:
     description:
       - With V(in_sync) the replication runs and has reached the state in which a cutover is possible.
+      - A source that was handed over and runs on is followed again, from what the target holds.
       - With V(started) it runs. With V(stopped) it does not; what reached the target stays and is not sent
         again later.
     type: str

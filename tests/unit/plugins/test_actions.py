@@ -31,6 +31,8 @@ TRANSFER = {
 }
 CUTOVER = {
     **UNSHARED,
+    "state": "handed_over",
+    "fence_allow": [],
     "services": ["nginx"],
     "service_timeout": 60,
     "freeze_timeout": 600,
@@ -53,6 +55,9 @@ class ScriptedAgent:
         self.orders: list[tuple[str, dict[str, Any]]] = []
         self.shell = SimpleNamespace(run=self._run)
 
+    def status_or_none(self) -> dict[str, Any] | None:
+        return self.status()
+
     def status(self) -> dict[str, Any]:
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         if isinstance(state, Exception):
@@ -61,7 +66,7 @@ class ScriptedAgent:
 
     def control(self, command: str, arguments: dict[str, Any] | None = None, timeout: int = 20) -> dict[str, Any]:
         self.orders.append((command, arguments or {}))
-        return {"ok": True}
+        return {"ok": True, "aborted": False, "unfenced": command == "give_back", "started": []}
 
     def _run(self, command: str) -> remote_agent.Answer:
         raise AnsibleConnectionFailure("the server is off")
@@ -295,3 +300,62 @@ def test_a_grace_is_measured_from_the_first_loss() -> None:
     made = action(transfer.ActionModule, ScriptedAgent({}))
     answers: list[Callable[[], Any]] = [lambda: (_ for _ in ()).throw(lost()), lambda: 7]
     assert made.patiently(lambda: answers.pop(0)(), 600, "testing") == 7
+
+
+RELEASED = {"phase": "cutover", "cutover": {"phase": "released"}}
+
+
+def test_a_copy_that_was_handed_over_is_followed_again_and_never_taken_for_current() -> None:
+    agent = ScriptedAgent(RELEASED, {"phase": "delta_sync"}, {"phase": "in_sync"})
+    result = action(transfer.ActionModule, agent).act(TRANSFER)
+    assert result["changed"]
+    assert agent.orders == [("replicate", {"max_passes": 5, "max_downtime": 30, "refresh": True})]
+
+
+def test_a_fenced_source_is_not_followed_before_it_is_given_back() -> None:
+    agent = ScriptedAgent({"phase": "cutover", "cutover": {"phase": "fenced"}})
+    with pytest.raises(remote_agent.RemoteError, match="SOURCE_FENCED"):
+        action(transfer.ActionModule, agent).act(TRANSFER)
+    assert agent.orders == []
+
+
+def fenced(made: Any, ssh_connection: str) -> Any:
+    made._low_level_execute_command = lambda command, **options: {"rc": 0, "stdout": ssh_connection, "stderr": ""}
+    return made
+
+
+def test_a_fence_lets_the_controller_through_whose_connection_this_is() -> None:
+    states = ({"phase": "in_sync"}, {"phase": "cutover", "updated": 1.0, "cutover": {"phase": "fenced"}})
+    agent = ScriptedAgent(*states)
+    made = fenced(action(cutover.ActionModule, agent), "192.0.2.7 50022 192.0.2.9 2222")
+    result = made.act({**CUTOVER, "source_after": "fenced", "fence_allow": ["198.51.100.0/24"]})
+    assert result["source"] == "fenced"
+    assert agent.orders[0][1]["fence"] == [
+        {"address": "192.0.2.7", "port": 2222},
+        {"address": "198.51.100.0/24", "port": 2222},
+    ]
+    assert agent.orders[1] == ("release", {"action": "fence"})
+
+
+def test_a_fence_that_would_shut_its_controller_out_is_refused_before_anything_stops() -> None:
+    agent = ScriptedAgent({"phase": "in_sync"})
+    with pytest.raises(remote_agent.RemoteError, match="FENCE_CONTROLLER_UNKNOWN"):
+        fenced(action(cutover.ActionModule, agent), "").act({**CUTOVER, "source_after": "fenced"})
+    assert agent.orders == []
+
+
+def test_a_source_is_given_back_by_its_agent() -> None:
+    agent = ScriptedAgent({"phase": "cutover", "cutover": {"phase": "fenced"}})
+    result = action(cutover.ActionModule, agent).act({**CUTOVER, "state": "given_back"})
+    assert agent.orders == [("give_back", {"services": ["nginx"], "service_timeout": 60})]
+    assert result == {"changed": True, "aborted": False, "unfenced": True, "started": []}
+
+
+@pytest.mark.parametrize(
+    ("phase", "changed"), [("fenced", True), ("prepared", True), ("released", False), (None, False)]
+)
+def test_check_mode_says_whether_a_source_has_to_be_given_back(phase: str | None, changed: bool) -> None:
+    agent = ScriptedAgent({"phase": "cutover", "cutover": {"phase": phase}})
+    made = action(cutover.ActionModule, agent, check_mode=True)
+    assert made.act({**CUTOVER, "state": "given_back"}) == {"changed": changed}
+    assert agent.orders == []
