@@ -92,3 +92,12 @@ FIRST ?= 0
 .PHONY: stress
 stress: setup ## Replicate working filesystems under faults: ROUNDS=20 SEED=1 (ten seconds a round)
 	PYTHONPATH=.:agent:tests/unit/agent $(PYTHON) tests/stress.py --rounds $(ROUNDS) --seed $(SEED) --first $(FIRST)
+
+$(VENV)/bench/.ready: tests/bench/requirements.txt
+	/usr/bin/python3 -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.PHONY: offline-bench
+offline-bench: setup $(VENV)/bench/.ready ## Upload a file with cos_object and with the vendor's coscmd, in turns
+	PYTHONPATH=.:$(ANSIBLE_COLLECTIONS_PATH) $(PYTHON) tests/bench/offline_upload.py --coscmd $(VENV)/bench/bin/coscmd

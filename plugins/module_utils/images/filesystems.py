@@ -278,5 +278,6 @@ class FilesystemPath:
         base = parent_path.rstrip("/")
         # One look into a directory finds all of its names.
         for each, node in children.items():
-            self._known.setdefault(f"{base}/{each}", node)
+            path = f"{base}/{each}"
+            self._known.setdefault(path, self._mounts.get(path, node))
         return children.get(name)

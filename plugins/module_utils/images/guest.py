@@ -163,7 +163,7 @@ class _Volumes:
         from fleetlift_agent.adapt.copy import mapped_volume
 
         table = [line.split() for line in (_tree(mounts).read("/etc/fstab") or "").splitlines()]
-        for fields in sorted((each for each in table if len(each) > 2 and each[1] in _SYSTEM_MOUNTS), key=len):
+        for fields in (each for each in table if len(each) > 2 and each[1] in _SYSTEM_MOUNTS):
             volume = names.meaning(fields[0]).volume or mapped_volume(names, fields[0])
             if volume is None or volume not in self._streams or volume == root:
                 continue

@@ -99,24 +99,30 @@ def _protocol(directory: Path) -> str:
 
 def disk(
     file: Path,
-    volume: Path,
-    *,
+    *volumes: Path,
     table: str = "dos",
     kind: str = "linux",
     boot_code: bool = True,
     esp: bool = False,
 ) -> Path:
-    """A disk with *volume* in its last partition, and perhaps an empty EFI system partition before it."""
-    size = volume.stat().st_size
-    esp_lines = ["start=2048,size=4096,type=U"] if esp else []
-    start = 2048 + (4096 if esp else 0)
+    """A disk with *volumes* in its partitions, and perhaps an empty EFI system partition before them."""
+    lines = [f"label: {table}"]
+    places = []
+    start = 2048
+    if esp:
+        lines.append(f"start={start},size=4096,type=U")
+        start += 4096
+    for volume in volumes:
+        size = volume.stat().st_size // 512
+        lines.append(f"start={start},size={size},type={'L' if kind == 'linux' else 'V'}")
+        places.append(start)
+        start += size
     with file.open("wb") as stream:
-        stream.truncate((start + 2048) * 512 + size)
-    lines = [f"label: {table}", *esp_lines, f"start={start},size={size // 512},type={'L' if kind == 'linux' else 'V'}"]
-    subprocess.run(
-        ["sfdisk", "-q", str(file)], input="\n".join(lines) + "\n", text=True, check=True, capture_output=True
-    )
-    run("dd", f"if={volume}", f"of={file}", "bs=1M", f"seek={start // 2048}", "conv=notrunc,sparse", "status=none")
+        stream.truncate((start + 2048) * 512)
+    text = "\n".join(lines) + "\n"
+    subprocess.run(["sfdisk", "-q", str(file)], input=text, text=True, check=True, capture_output=True)
+    for volume, place in zip(volumes, places):
+        run("dd", f"if={volume}", f"of={file}", "bs=1M", f"seek={place // 2048}", "conv=notrunc,sparse", "status=none")
     if boot_code:
         with file.open("r+b") as stream:
             stream.write(b"\xeb\x63\x90GRUB")

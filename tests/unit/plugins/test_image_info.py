@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import image_files
+import lvm_volume
 import pytest
 import yaml
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refusal
@@ -47,11 +48,16 @@ def workshop(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def good(workshop):
+def volume(workshop):
+    """The filesystem of a system that starts with virtio."""
+    image_files.filesystem(workshop / "volume", "ext4", image_files.system(workshop / "root"), 16 * MIB)
+    return workshop / "volume"
+
+
+@pytest.fixture(scope="module")
+def good(workshop, volume):
     """A raw disk that boots by BIOS with virtio."""
-    root = image_files.system(workshop / "root")
-    image_files.filesystem(workshop / "volume", "ext4", root, 16 * MIB)
-    return image_files.disk(workshop / "good.raw", workshop / "volume")
+    return image_files.disk(workshop / "good.raw", volume)
 
 
 @pytest.fixture
@@ -102,7 +108,7 @@ def test_what_import_image_is_told_comes_from_the_disk(good):
 
 
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
-def test_other_filesystems_are_read_without_a_mount(kind, workshop, tmp_path):
+def test_other_filesystems_are_read_without_a_mount(kind, volume, tmp_path):
     size = {"xfs": 300, "btrfs": 128}[kind] * MIB
     image_files.filesystem(tmp_path / "volume", kind, image_files.system(tmp_path / "root"), size)
 
@@ -111,6 +117,33 @@ def test_other_filesystems_are_read_without_a_mount(kind, workshop, tmp_path):
     assert found["unread"] == []
     assert found["root"]["filesystem"] == kind
     assert found["system"]["id"] == "debian"
+    assert found["virtio"] is True
+
+
+def test_a_system_on_a_logical_volume_is_found(volume, tmp_path):
+    physical = lvm_volume.physical_volume(tmp_path / "physical", volume)
+
+    found = look(image_files.disk(tmp_path / "disk.raw", physical, kind="lvm"))
+
+    assert found["unread"] == []
+    assert found["root"]["volume"] == "lvm vg0/root"
+    assert found["system"]["hostname"] == "web1"
+    assert found["virtio"] is True
+
+
+def test_a_boot_partition_of_its_own_is_looked_into(tmp_path):
+    root = image_files.system(tmp_path / "root")
+    (root / "boot").rename(tmp_path / "boot")
+    (root / "boot").mkdir()
+    (root / "etc/fstab").write_text("LABEL=boot /boot ext4 defaults 0 2\n/dev/sda1 / ext4 defaults 0 1\n")
+    image_files.filesystem(tmp_path / "rootfs", "ext4", root, 16 * MIB)
+    image_files.filesystem(tmp_path / "bootfs", "ext4", tmp_path / "boot", 8 * MIB)
+    run("tune2fs", "-L", "boot", tmp_path / "bootfs")
+
+    found = look(image_files.disk(tmp_path / "disk.raw", tmp_path / "rootfs", tmp_path / "bootfs"))
+
+    assert found["root"]["volume"] == "d0p1"
+    assert found["kernels"][0]["initramfs"] == f"/boot/initrd.img-{image_files.KERNEL}"
     assert found["virtio"] is True
 
 
@@ -126,9 +159,9 @@ def test_an_initramfs_without_virtio_is_a_blocker_that_names_the_remedy(tmp_path
     assert found["ok"] is False
 
 
-def test_a_gpt_and_uefi_warn_or_block_as_the_user_decides(workshop, good, tmp_path):
-    gpt = image_files.disk(tmp_path / "gpt.raw", workshop / "volume", table="gpt", esp=True)
-    uefi = image_files.disk(tmp_path / "uefi.raw", workshop / "volume", table="gpt", esp=True, boot_code=False)
+def test_a_gpt_and_uefi_warn_or_block_as_the_user_decides(volume, good, tmp_path):
+    gpt = image_files.disk(tmp_path / "gpt.raw", volume, table="gpt", esp=True)
+    uefi = image_files.disk(tmp_path / "uefi.raw", volume, table="gpt", esp=True, boot_code=False)
 
     assert look(gpt)["firmware"] == ["bios", "uefi"]
     assert codes(look(gpt)) == ["IMAGE_GPT"]
@@ -138,11 +171,11 @@ def test_a_gpt_and_uefi_warn_or_block_as_the_user_decides(workshop, good, tmp_pa
     assert look(uefi)["import_parameters"]["boot_mode"] == "UEFI"
 
 
-def test_a_disk_that_nothing_boots_from_is_a_blocker_unless_it_is_a_data_disk(workshop, tmp_path):
-    blank = image_files.disk(tmp_path / "disk.raw", workshop / "volume", boot_code=False)
+def test_a_disk_that_nothing_boots_from_is_a_blocker_unless_it_is_a_data_disk(volume, tmp_path):
+    blank = image_files.disk(tmp_path / "disk.raw", volume, boot_code=False)
 
     assert codes(look(blank)) == ["IMAGE_NOT_BOOTABLE"]
-    assert codes(look(workshop / "volume"), "blocker") == ["IMAGE_UNPARTITIONED"]
+    assert codes(look(volume), "blocker") == ["IMAGE_UNPARTITIONED"]
     assert look(blank, purpose="data")["findings"] == []
 
 
@@ -177,9 +210,9 @@ def test_an_image_that_was_cut_off_is_a_blocker(name, good, tmp_path):
     assert set(codes(found, "blocker")) & {"IMAGE_TRUNCATED", "IMAGE_CORRUPT"}
 
 
-def test_the_end_of_a_disk_is_missed_where_nothing_lies(workshop, tmp_path):
-    odd = image_files.disk(tmp_path / "odd.raw", workshop / "volume")
-    gpt = image_files.disk(tmp_path / "gpt.raw", workshop / "volume", table="gpt")
+def test_the_end_of_a_disk_is_missed_where_nothing_lies(volume, tmp_path):
+    odd = image_files.disk(tmp_path / "odd.raw", volume)
+    gpt = image_files.disk(tmp_path / "gpt.raw", volume, table="gpt")
     for image, cut in ((odd, 100), (gpt, 4096)):
         os.truncate(image, image.stat().st_size - cut)
 
@@ -257,7 +290,7 @@ def test_archives_isos_and_nothing_at_all_are_told_apart(tmp_path, good):
     assert codes(look(tmp_path / "empty.raw")) == ["IMAGE_EMPTY"]
 
 
-def test_the_limits_of_the_import_are_known_before_the_upload(tmp_path, workshop):
+def test_the_limits_of_the_import_are_known_before_the_upload(tmp_path):
     """Sparse files, which take no room here."""
     large = tmp_path / "large.raw"
     with large.open("wb") as file:
@@ -353,14 +386,13 @@ def test_a_name_that_looks_like_a_protocol_is_a_name(good, tmp_path):
         assert look(image)["system"]["id"] == "debian"
 
 
-def test_a_damaged_filesystem_is_told_and_not_stumbled_over(workshop, tmp_path):
-    volume = tmp_path / "volume"
-    content = bytearray((workshop / "volume").read_bytes())
+def test_a_damaged_filesystem_is_told_and_not_stumbled_over(volume, tmp_path):
+    content = bytearray(volume.read_bytes())
     # The group descriptors and what follows them, but not the superblock.
     content[2048 : 2048 + 65536] = os.urandom(65536)
-    volume.write_bytes(content)
+    (tmp_path / "volume").write_bytes(content)
 
-    found = look(image_files.disk(tmp_path / "disk.raw", volume))
+    found = look(image_files.disk(tmp_path / "disk.raw", tmp_path / "volume"))
 
     assert found["system"] is None
     assert found["unread"]
