@@ -20,13 +20,13 @@ help: ## Show this list
 .PHONY: setup
 setup: $(VENV)/.packages $(VENV)/.ready ## Install what the lab and the tests need (Debian packages, a virtual environment)
 
-$(VENV)/.packages $(VENV)/.packages-virtual: $(VENV)/.%: lab/%.txt
+$(VENV)/.packages $(VENV)/.packages-virtual $(VENV)/.packages-uml: $(VENV)/.%: lab/%.txt
 	@mkdir -p $(VENV)
 	@missing=$$(for p in $$(grep -v '^#' $<); do \
 	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
 	  echo "Installing" $$missing && apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=600 $$missing >/dev/null; fi
 	@touch $@
 
 $(VENV)/.ready: requirements.txt requirements-dev.txt | $(VENV)/.packages
@@ -83,7 +83,7 @@ boot: setup $(VENV)/.packages-virtual ## Migrate a virtual machine with IDE disk
 	FLEETLIFT_LAB_FILE=tests/boot-lab.yml tests/molecule.sh boot
 
 .PHONY: boot-matrix
-boot-matrix: setup $(VENV)/.packages-virtual ## The same for other firmware, disks, tables and volumes (an hour)
+boot-matrix: setup $(VENV)/.packages-virtual $(VENV)/.packages-uml ## The same for other firmware, disks, volumes, releases (an hour and a half)
 	PYTHONPATH=. $(PYTHON) tests/boot_matrix.py
 
 ROUNDS ?= 20

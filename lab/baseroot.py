@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,8 @@ LEFT_OUT = (
     "/usr/lib/x86_64-linux-gnu/libLLVM*",
     "/usr/lib/x86_64-linux-gnu/libz3*",
 )
+# Where packages come from, in either of the two formats of sources.list(5).
+MIRROR = re.compile(r"^(?:URIs:|deb\s(?:\[[^]]*\])?)\s*(\S+)", re.MULTILINE)
 POWER = """\
 #!/usr/bin/python3
 # Process 1 of a lab machine takes the signals that busybox init takes.
@@ -113,8 +116,8 @@ def locked(cache: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def apt_sources() -> list[str]:
-    """Return the machine's own apt source files, those of Debian only."""
+def apt_sources(suite: str = SUITE) -> list[str]:
+    """Return the machine's own apt source files, those of Debian only; for another ``suite``, its lines there."""
     candidates = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     files = [path for path in candidates if path.suffix in (".list", ".sources") and path.is_file()]
     chosen = [str(path) for path in files if SUITE in path.read_text(encoding="utf-8", errors="replace")]
@@ -123,13 +126,24 @@ def apt_sources() -> list[str]:
             f"no apt source on this machine offers Debian {SUITE}",
             "Run the lab on Debian 12, or add a Debian 12 source to /etc/apt/sources.list.d",
         )
-    return chosen
+    if suite == SUITE:
+        return chosen
+    texts = [Path(path).read_text(encoding="utf-8", errors="replace") for path in chosen]
+    mirrors = [found[1].rstrip("/") for text in texts for found in MIRROR.finditer(text)]
+    # Not the one of the security updates: an old release's may be gone from there.
+    return [f"deb {mirrors[0]} {suite} main"]
 
 
 def bootstrap(
-    root: Path, lock: int, packages: Sequence[str], left_out: Sequence[str], *, options: Sequence[str] = ()
+    root: Path,
+    lock: int,
+    packages: Sequence[str],
+    left_out: Sequence[str],
+    *,
+    options: Sequence[str] = (),
+    suite: str = SUITE,
 ) -> None:
-    """Install ``packages`` into the new directory ``root``, without the files that match ``left_out``."""
+    """Install ``packages`` of ``suite`` into the new directory ``root``, without the files that match ``left_out``."""
     run(
         [
             # Killed with its parent; while any process of it is left, so is the lock.
@@ -143,9 +157,9 @@ def bootstrap(
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in left_out),
             *options,
             f"--include={','.join(packages)}",
-            SUITE,
+            suite,
             str(root),
-            *apt_sources(),
+            *apt_sources(suite),
         ],
         timeout=1800,
         pass_fds=[lock],

@@ -65,7 +65,7 @@ iface {nic} inet static
     address {address}/24
     gateway {gateway}
 """
-NIC_NAMES = ("ens3", "enp0s3")
+NIC_NAMES = {"qemu": ("ens3", "enp0s3"), "uml": ("eth0",)}
 GRUB_DEFAULTS = """\
 GRUB_DEFAULT=0
 GRUB_TIMEOUT=0
@@ -213,8 +213,11 @@ def _configure(root: Path, source: Source, virtual: Virtual, uuids: dict[str, st
         lines.append("UUID=ABCD-1234 /boot/efi vfat umask=0077 0 1")
     lines.append("/dev/sr0 /media/cdrom0 udf,iso9660 user,noauto 0 0")
     (root / "etc/fstab").write_text("\n".join(lines) + "\n", encoding="ascii")
-    stanzas = [INTERFACE.format(nic=nic, address=source.address, gateway=gateway) for nic in NIC_NAMES]
+    stanzas = [INTERFACE.format(nic=nic, address=source.address, gateway=gateway) for nic in NIC_NAMES[virtual.kind]]
     (root / "etc/network/interfaces").write_text(INTERFACES + "".join(stanzas), encoding="ascii")
+    if virtual.kind == "uml":
+        # The power button of a machine without hardware is control-alt-delete.
+        (root / "etc/systemd/system/ctrl-alt-del.target").symlink_to("/lib/systemd/system/poweroff.target")
     (root / "etc/default/grub").write_text(GRUB_DEFAULTS, encoding="ascii")
     (root / "boot/grub").mkdir(exist_ok=True)
     menu = GRUB_MENU.format(
@@ -234,8 +237,14 @@ def kernel_version(root: Path) -> str:
 
 def _make_initramfs(root: Path, virtual: Virtual, filesystem: str) -> None:
     """Make the initramfs that MODULES=dep makes on this hardware, which this host does not have."""
-    configuration = root / "etc/initramfs-tools"
     drivers = ["ahci" if virtual.bus == "ahci" else "ata_piix", "sd_mod", filesystem]
+    if virtual.generator == "dracut":
+        version = kernel_version(root)
+        words = ["--force", "--no-hostonly", "--drivers", " ".join([*drivers, *(["dm_mod"] if virtual.lvm else [])])]
+        inside(root, ["dracut", *words, f"/boot/initrd.img-{version}", version])
+        (root / "etc/dracut.conf.d/hostonly.conf").write_text('hostonly="yes"\n', encoding="ascii")
+        return
+    configuration = root / "etc/initramfs-tools"
     with tempfile.TemporaryDirectory(dir=root / "tmp") as scratch:
         run(["cp", "-a", f"{configuration}/.", scratch])
         Path(scratch, "initramfs.conf").write_text("MODULES=list\nBUSYBOX=auto\nCOMPRESS=zstd\n", encoding="ascii")

@@ -21,7 +21,8 @@ from lab.description import Source, Virtual
 from lab.errors import LabError
 from lab.guestimage import GuestImage
 from lab.machines.protocol import MachineDisk
-from lab.machines.qemu import QemuMachine, wait_for
+from lab.machines.qemu import QemuMachine, accelerator
+from lab.machines.virtual import VirtualMachine, wait_for
 
 SNAPSHOT = "booted"
 # Emulated boots take 20 to 150 seconds, depending on what else the host does; restoring takes 2 to 5.
@@ -32,7 +33,7 @@ VARIABLES = "variables.qcow2"
 SCHEMA = 1
 
 # Makes the machine from its disks, the directory of its files and the name of the snapshot to go on from.
-Make = Callable[[list[MachineDisk], str], QemuMachine]
+Make = Callable[[list[MachineDisk], str], VirtualMachine]
 
 
 class BootedSource:
@@ -50,20 +51,42 @@ class BootedSource:
         self._controller = controller
         self._gateway = gateway
         made = [asdict(source), image.key, gateway, Path(bootdisk.__file__).read_text(encoding="utf-8"), SCHEMA]
+        # What a guest has seen of its processor is part of its snapshot.
+        made.append(accelerator())
         self._saved = cache / f"vm-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:12]}"
 
-    def start(self, make: Make, authorized_key: str, progress: Callable[[str], None]) -> QemuMachine:
+    def start(self, make: Make, authorized_key: str, progress: Callable[[str], None]) -> VirtualMachine:
         """Return the running machine; it lets ``authorized_key`` in and has the right time."""
         self._work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._virtual.kind == "uml":
+            return self._boot(make, authorized_key)
         if not self._saved.is_dir():
             progress(f"booting {self._source.name} for the first time (one or two minutes)")
             self._save(make)
         machine = make(self._restored(), SNAPSHOT)
         machine.start()
         self._wait(machine, self._saved / KEY, RESTORE_TIMEOUT)
-        lines = f"date -s @{time.time():.0f} >/dev/null\ncat >/root/.ssh/authorized_keys <<'END'\n{authorized_key}END\n"
-        run(self._ssh(self._saved / KEY, "sh -e"), stdin=lines)
+        self._let_in(self._saved / KEY, authorized_key)
         return machine
+
+    def _boot(self, make: Make, authorized_key: str) -> VirtualMachine:
+        """Build the disks and boot them, which takes a kernel at the host's speed as long as restoring would."""
+        key = self._work / KEY
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "fleetlift-lab", "-f", str(key)])
+        public = key.with_suffix(".pub").read_text(encoding="ascii")
+        files = bootdisk.build(self._source, self._virtual, self._work, self._image, self._gateway, public)
+        machine = make(
+            [MachineDisk(file, disk.serial) for file, disk in zip(files, self._source.disks, strict=True)], ""
+        )
+        machine.start()
+        self._wait(machine, key, BOOT_TIMEOUT)
+        self._let_in(key, authorized_key)
+        return machine
+
+    def _let_in(self, key: Path, authorized_key: str) -> None:
+        """Set the guest's clock and exchange the key that is let in."""
+        lines = f"date -s @{time.time():.0f} >/dev/null\ncat >/root/.ssh/authorized_keys <<'END'\n{authorized_key}END\n"
+        run(self._ssh(key, "sh -e"), stdin=lines)
 
     def _save(self, make: Make) -> None:
         """Build the disks, boot them, and keep disks, memory and keys."""
@@ -83,6 +106,7 @@ class BootedSource:
         try:
             machine.start()
             self._wait(machine, key, BOOT_TIMEOUT)
+            assert isinstance(machine, QemuMachine)
             machine.save(SNAPSHOT)
         finally:
             machine.stop(hard=True)
@@ -113,7 +137,7 @@ class BootedSource:
             shutil.copy(self._saved / VARIABLES, self._variables)
         return disks
 
-    def _wait(self, machine: QemuMachine, key: Path, timeout: float) -> None:
+    def _wait(self, machine: VirtualMachine, key: Path, timeout: float) -> None:
         wait_for(machine, lambda: self._answers(key), "SSH", timeout)
 
     def _answers(self, key: Path) -> bool:

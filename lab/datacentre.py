@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-from lab import baseroot, diskbuild, guestimage, network
+from lab import baseroot, diskbuild, guestimage, network, umlkernel
 from lab.bootedsource import BootedSource
 from lab.cloud.server import CloudServer
 from lab.cloud.store import Disk, Instance, Policy, SecurityGroup, Store
@@ -30,8 +30,10 @@ from lab.errors import LabError
 from lab.hypervisor import LabHypervisor
 from lab.imagelibrary import ImageLibrary
 from lab.ledger import Ledger
+from lab.machines import uml
 from lab.machines.protocol import Machine, MachineDisk, State
-from lab.machines.qemu import PROGRAMS, QemuMachine
+from lab.machines.qemu import PROGRAMS
+from lab.machines.virtual import VirtualMachine
 from lab.namespaces import in_netns
 from lab.network import Network
 from lab.place import Place
@@ -53,6 +55,7 @@ class DataCentre:
         self._ledger = Ledger(place.ledger)
         self.network = Network(place.name, self._ledger)
         self._sources: dict[str, Machine] = {}
+        self._images: dict[str, guestimage.GuestImage] = {}
         self._hypervisor: LabHypervisor | None = None
         self._server: CloudServer | None = None
         self._cos: CosServer | None = None
@@ -61,10 +64,17 @@ class DataCentre:
         """Build and start everything; on return every source answers SSH and the API answers."""
         base_root = baseroot.build(self._place.cache, progress)
         firmware = {item.instance_id: item.firmware for item in self.description.instances if item.firmware}
-        image = None
+        image, kernel = None, None
         if firmware or any(source.virtual for source in self.description.sources):
             require_programs(PROGRAMS)
             image = guestimage.build(self._place.cache, progress)
+            if self.description.needs_uml:
+                require_programs(uml.PROGRAMS)
+                kernel = umlkernel.build(self._place.cache, image, progress)
+        for source in self.description.sources:
+            if source.virtual:
+                variety = guestimage.Variety(source.virtual.release, source.virtual.generator)
+                self._images[source.name] = guestimage.build(self._place.cache, progress, variety)
         self._make_key()
         progress("starting the network")
         self.network.start()
@@ -75,6 +85,7 @@ class DataCentre:
             ledger=self._ledger,
             on_power_off=self._powered_off,
             image=image,
+            uml=kernel,
         )
         images = ImageLibrary(self._place.directory / "images", self._connect_to_cos)
         self._hypervisor = LabHypervisor(site, self.network, self._place.directory / "disks", images, firmware)
@@ -103,11 +114,11 @@ class DataCentre:
         virtual = source.virtual
         self.network.connect(source.name, [source.address], ONPREM_GATEWAY, guarded=False, virtual=virtual is not None)
         public_key = self._place.key.with_suffix(".pub").read_text(encoding="ascii")
-        if virtual is not None and site.image is not None:
+        if virtual is not None:
             booted = BootedSource(
                 source,
                 virtual,
-                image=site.image,
+                image=self._images[source.name],
                 cache=self._place.cache,
                 work=self._place.directory / "sources" / source.name,
                 machine_files=site.directory / source.name,
@@ -115,7 +126,7 @@ class DataCentre:
                 gateway=ONPREM_GATEWAY,
             )
 
-            def make(disks: list[MachineDisk], snapshot: str) -> QemuMachine:
+            def make(disks: list[MachineDisk], snapshot: str) -> VirtualMachine:
                 machine = site.virtual_source(source.name, disks, virtual, snapshot)
                 self._sources[source.name] = machine
                 return machine

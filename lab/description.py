@@ -27,6 +27,9 @@ INITRAMFS = ("most", "dep")
 FIRMWARE = ("bios", "uefi")
 BUSES = ("ide", "ahci", "virtio")
 NICS = ("e1000", "e1000e", "virtio")
+GENERATORS = ("initramfs-tools", "dracut")
+RELEASES = ("bookworm", "bullseye", "trixie")
+KINDS = ("qemu", "uml")
 GIB = 1024**3
 # One namespace name holds the lab's and the machine's name; veth and cgroup names are made from it.
 NAME = re.compile(r"[a-z][a-z0-9]{0,11}")
@@ -141,7 +144,7 @@ class SourceDisk:
     @classmethod
     def from_dict(cls, reader: Reader) -> SourceDisk:
         disk = cls(
-            device=reader.matching("device", re.compile("sd[a-z]")),
+            device=reader.matching("device", re.compile("[sv]d[a-z]")),
             serial=reader.matching("serial", re.compile("[A-Za-z0-9_-]{1,20}")),
             size=reader.integer("size_mib") * 1024 * 1024,
             filesystem=reader.choice("filesystem", FILESYSTEMS),
@@ -157,7 +160,8 @@ class SourceDisk:
 class Virtual:
     """A source that is a virtual machine: its hardware, and how its first disk is laid out.
 
-    ``initramfs`` is ``most`` (drivers for most hardware) or ``dep`` (for this hardware only).
+    ``initramfs`` is ``most`` (drivers for most hardware) or ``dep`` (for this hardware only), made by ``generator``;
+    ``release`` is Debian's. ``kind`` is what runs its kernel: ``qemu``, or ``uml``, which has no firmware.
     """
 
     firmware: str
@@ -167,6 +171,14 @@ class Virtual:
     lvm: bool
     separate_boot: bool
     initramfs: str
+    generator: str = GENERATORS[0]
+    release: str = RELEASES[0]
+    kind: str = KINDS[0]
+
+    @property
+    def disk_prefix(self) -> str:
+        """What its disks are called: the paravirtual ones have a name of their own."""
+        return "vd" if self.kind == "uml" or self.bus == "virtio" else "sd"
 
     @classmethod
     def from_dict(cls, reader: Reader) -> Virtual:
@@ -178,9 +190,14 @@ class Virtual:
             lvm=reader.flag("lvm"),
             separate_boot=reader.flag("separate_boot"),
             initramfs=reader.choice("initramfs", INITRAMFS, "most"),
+            generator=reader.choice("generator", GENERATORS, GENERATORS[0]),
+            release=reader.choice("release", RELEASES, RELEASES[0]),
+            kind=reader.choice("kind", KINDS, KINDS[0]),
         )
         if virtual.firmware == "uefi" and virtual.table == "mbr":
             raise reader.fail("table", "a source that boots by UEFI has a gpt")
+        if virtual.kind == "uml" and virtual.firmware != "bios":
+            raise reader.fail("kind", "User-mode Linux has no firmware: leave firmware out")
         if virtual.lvm and not virtual.separate_boot:
             raise reader.fail("lvm", "a source with LVM needs separate_boot: true")
         reader.done()
@@ -211,8 +228,9 @@ class Source:
             raise reader.fail("disks", "the first disk must be mounted on /")
         if len(set(mounts)) != len(mounts):
             raise reader.fail("disks", "two disks have one mount point")
-        if [disk.device for disk in source.disks] != [f"sd{'abcdefgh'[i]}" for i in range(len(source.disks))]:
-            raise reader.fail("disks", "devices must be sda, sdb, … in order")
+        prefix = source.virtual.disk_prefix if source.virtual else "sd"
+        if [disk.device for disk in source.disks] != [f"{prefix}{'abcdefgh'[i]}" for i in range(len(source.disks))]:
+            raise reader.fail("disks", f"devices must be {prefix}a, {prefix}b, … in order")
         reader.done()
         return source
 
@@ -240,7 +258,8 @@ class CloudDisk:
 class Instance:
     """A target instance; ``bandwidth`` in Mbit/s (InternetMaxBandwidthOut), ``image`` is what its system disk holds.
 
-    ``firmware`` makes it a virtual machine; without it is made of namespaces.
+    ``firmware`` makes it a virtual machine: ``bios`` and ``uefi`` by QEMU, ``uml`` is User-mode Linux, which has none.
+    Without it is made of namespaces.
     """
 
     instance_id: str
@@ -268,7 +287,7 @@ class Instance:
             system_disk=CloudDisk.from_dict(reader.mapping("system_disk")),
             data_disks=reader.items("data_disks", CloudDisk.from_dict),
             security_groups=reader.strings("security_groups"),
-            firmware=reader.choice("firmware", ("", *FIRMWARE), ""),
+            firmware=reader.choice("firmware", ("", *FIRMWARE, "uml"), ""),
         )
         if instance.firmware and instance.image != "none":
             raise reader.fail("image", "a virtual machine has no stock image: use none")
@@ -350,6 +369,13 @@ class Description:
         reader.done()
         description._check(reader)
         return description
+
+    @property
+    def needs_uml(self) -> bool:
+        """Whether any machine is User-mode Linux."""
+        return any(source.virtual and source.virtual.kind == "uml" for source in self.sources) or any(
+            instance.firmware == "uml" for instance in self.instances
+        )
 
     def _check(self, reader: Reader) -> None:
         unique = {

@@ -4,8 +4,8 @@
 
 """What virtual machines are made of: a Debian with kernel and boot loader, and a rescue system in RAM.
 
-Both come from one bootstrap of the distribution's packages, and are kept in the lab's cache under the hash of their
-recipe. Disks are filled from the first; the second is a kernel and an initramfs.
+Both come from bootstraps of the distribution's packages, and are kept in the lab's cache under the hash of their
+recipe. Disks are filled from the first, of which there are several releases; the second is a kernel and an initramfs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from lab.baseroot import SUITE, bootstrap, locked
@@ -33,7 +33,6 @@ PACKAGES = (
     "grub-pc-bin",
     "grub2-common",
     "ifupdown",
-    "initramfs-tools",
     "iproute2",
     "isc-dhcp-client",
     "kmod",
@@ -53,27 +52,40 @@ PACKAGES = (
 # Of the kernel's drivers, what a virtual machine of the lab may have in it: each is read, sent, compared, and packed
 # into an initramfs, in every migration.
 _DRIVERS = (
-    "drivers/acpi", "drivers/ata", "drivers/block/loop.ko", "drivers/block/virtio_blk.ko", "drivers/cdrom",
-    "drivers/dax", "drivers/input/evdev.ko", "drivers/input/serio", "drivers/md/dm-*",
+    "drivers/acpi", "drivers/ata/ahci.ko", "drivers/ata/ata_generic.ko", "drivers/ata/ata_piix.ko",
+    "drivers/ata/libahci.ko", "drivers/ata/libata.ko", "drivers/block/loop.ko", "drivers/block/virtio_blk.ko",
+    "drivers/cdrom", "drivers/dax", "drivers/input/evdev.ko", "drivers/input/serio", "drivers/md/dm-*",
     "drivers/net/ethernet/intel/e1000", "drivers/net/ethernet/intel/e1000e", "drivers/net/net_failover.ko",
     "drivers/net/virtio_net.ko", "drivers/nvdimm", "drivers/pps", "drivers/ptp", "drivers/rtc",
     "drivers/scsi/scsi_common.ko", "drivers/scsi/scsi_mod.ko", "drivers/scsi/sd_mod.ko", "drivers/scsi/sg.ko",
     "drivers/scsi/sr_mod.ko", "drivers/scsi/virtio_scsi.ko", "drivers/virtio", "fs/autofs", "fs/binfmt_misc.ko",
-    "fs/btrfs", "fs/configfs", "fs/efivarfs", "fs/ext4", "fs/fat", "fs/fuse", "fs/isofs", "fs/jbd2", "fs/mbcache.ko",
-    "fs/nls", "fs/overlayfs", "fs/xfs", "net/802", "net/core", "net/ipv4", "net/ipv6", "net/llc", "net/netfilter",
+    "fs/configfs", "fs/efivarfs", "fs/ext4", "fs/fat", "fs/fuse", "fs/isofs", "fs/jbd2", "fs/mbcache.ko",
+    "fs/nls/nls_ascii.ko", "fs/nls/nls_cp437.ko", "fs/nls/nls_utf8.ko", "fs/xfs", "net/802", "net/core", "net/llc",
     "net/packet",
 )  # fmt: skip
+# The rest is what no program of the lab's servers opens, and what would be a quarter of all that is copied.
 LEFT_OUT = (
+    "/usr/lib/udev/hwdb.d/*",
+    "/usr/lib/x86_64-linux-gnu/gconv/*",
+    "/usr/lib/x86_64-linux-gnu/libicudata*",
     "/usr/share/doc/*",
     "/usr/share/info/*",
     "/usr/share/locale/*",
     "/usr/share/man/*",
     "/usr/share/zoneinfo/*",
-    *(f"/lib/modules/*/kernel/{directory}/*" for directory in ("drivers", "fs", "net", "sound")),
+    *(
+        f"{base}/modules/*/kernel/{directory}/*"
+        for directory in ("drivers", "fs", "net", "sound")
+        for base in ("/lib", "/usr/lib")
+    ),
 )
+# Newer releases compress their modules: x.ko.xz.
 BUT_NOT = tuple(
-    f"/lib/modules/*/kernel/{path}" if path.endswith((".ko", "*")) else f"/lib/modules/*/kernel/{path}/*"
+    f"{base}/modules/*/kernel/{path.removesuffix('*')}*"
+    if path.endswith((".ko", "*"))
+    else f"{base}/modules/*/kernel/{path}/*"
     for path in _DRIVERS
+    for base in ("/lib", "/usr/lib")
 )
 # The rescue system runs the kernel that the distribution makes for clouds: it starts in a third of the time.
 RESCUE_KERNEL = "linux-image-cloud-amd64"
@@ -93,7 +105,7 @@ RESCUE_LEAVES_OUT = re.compile(
 )
 INIT = """\
 #!/bin/sh
-# Process 1 of the rescue system.
+# Process 1 of the rescue system. A machine without a power button has control-alt-delete, which interrupts it.
 export PATH=/usr/sbin:/usr/bin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -118,6 +130,8 @@ busybox udhcpc -q -n -t 30 -T 1 -i eth0 -s /etc/udhcpc.sh
 ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
 /usr/sbin/sshd
 python3 /power_button.py &
+echo 0 >/proc/sys/kernel/ctrl-alt-del
+trap 'sync; busybox poweroff -f' INT
 echo "the rescue system is up"
 while :; do sleep 3600 & wait $!; done
 """.replace("MODULES", " ".join(RESCUE_MODULES))
@@ -138,7 +152,19 @@ while True:
             os.sync()
             subprocess.run(["busybox", "poweroff", "-f"], check=True)
 """
+MERGE = "/usr/share/mmdebstrap/hooks/merged-usr"
+UNMERGED = ("bullseye",)
+# An emulated processor needs a minute to compress harder, and saves a second of reading.
+INITRAMFS = {"initramfs-tools/conf.d/fast": "COMPRESSLEVEL=1\n", "dracut.conf.d/fast.conf": 'compress="gzip -1"\n'}
 SSHD = "PermitRootLogin yes\nPasswordAuthentication yes\nUseDNS no\nUsePAM no\n"
+
+
+@dataclass(frozen=True)
+class Variety:
+    """A system that disks are filled with: Debian's ``release``, and the package that makes its initramfs."""
+
+    release: str = SUITE
+    generator: str = "initramfs-tools"
 
 
 @dataclass(frozen=True)
@@ -151,32 +177,51 @@ class GuestImage:
     key: str
 
 
-def recipe_key() -> str:
+STANDARD = Variety()
+
+
+def recipe_key(variety: Variety) -> str:
     """Return the name under which the image of this recipe is kept."""
-    parts = [SUITE, PACKAGES, LEFT_OUT, BUT_NOT, FETCH_FOR_RESCUE, RESCUE_MODULES, RESCUE_LEAVES_OUT.pattern]
-    recipe = json.dumps([*parts, INIT, UDHCPC, POWER_BUTTON, SSHD, 1])
-    return hashlib.sha256(recipe.encode()).hexdigest()[:12]
+    parts = [*astuple(variety), PACKAGES, LEFT_OUT, BUT_NOT, INITRAMFS]
+    if variety == STANDARD:
+        parts += [FETCH_FOR_RESCUE, RESCUE_MODULES, RESCUE_LEAVES_OUT.pattern, INIT, UDHCPC, POWER_BUTTON, SSHD]
+    return hashlib.sha256(json.dumps([*parts, 2]).encode()).hexdigest()[:12]
 
 
-def build(cache: Path, progress: Callable[[str], None]) -> GuestImage:
-    """Return the image, building it when it is not cached; two labs never build it at once."""
-    key = recipe_key()
+def build(cache: Path, progress: Callable[[str], None], variety: Variety = STANDARD) -> GuestImage:
+    """Return the image, building it when it is not cached; two labs never build it at once.
+
+    The rescue system is always that of the standard variety.
+    """
+    rescue = cache / f"guest-{recipe_key(STANDARD)}"
+    key = recipe_key(variety)
     final = cache / f"guest-{key}"
-    found = GuestImage(final / "root", final / "vmlinuz", final / "rescue.cpio", key)
+    if variety != STANDARD:
+        build(cache, progress)
+    found = GuestImage(final / "root", rescue / "vmlinuz", rescue / "rescue.cpio", key)
     with locked(cache) as lock:
         if final.is_dir():
             return found
-        progress("building the virtual machines' image, once for all labs (about two minutes)")
+        what = "" if variety == STANDARD else f" with {variety.release} and {variety.generator}"
+        progress(f"building the virtual machines' image{what}, once for all labs (about a minute)")
         work = cache / "building-guest"
         if work.exists():
             unmount_under(work)
             remove_tree(work)
         work.mkdir(mode=0o700)
         root = work / "root"
-        included = [f"--dpkgopt=path-include={pattern}" for pattern in BUT_NOT]
-        bootstrap(root, lock, PACKAGES, LEFT_OUT, options=[*included, f"--customize-hook={FETCH_FOR_RESCUE}"])
-        _make_rescue(root, work)
-        remove_tree(root / "rescue")
+        options = [f"--dpkgopt=path-include={pattern}" for pattern in BUT_NOT]
+        if variety == STANDARD:
+            options.append(f"--customize-hook={FETCH_FOR_RESCUE}")
+        packages = [*PACKAGES, variety.generator]
+        if variety.release not in UNMERGED:
+            # Else a program in Perl merges the directories afterwards, and stays.
+            packages.append("usr-is-merged")
+            options.append(f"--hook-dir={MERGE}")
+        bootstrap(root, lock, packages, LEFT_OUT, options=options, suite=variety.release)
+        if variety == STANDARD:
+            _make_rescue(root, work)
+            remove_tree(root / "rescue")
         _finish(root)
         work.rename(final)
     return found
@@ -188,6 +233,9 @@ def _finish(root: Path) -> None:
     # No name server is reachable, and nothing may be fetched.
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     (root / "etc/resolv.conf").write_text("", encoding="ascii")
+    for name, text in INITRAMFS.items():
+        if (root / "etc" / name).parent.is_dir():
+            (root / "etc" / name).write_text(text, encoding="ascii")
     for unit in ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
                  "e2scrub_reap.service", "fstrim.timer"):  # fmt: skip
         (root / "etc/systemd/system" / unit).symlink_to("/dev/null")
@@ -209,7 +257,11 @@ def _make_rescue(root: Path, work: Path) -> None:
     _copy(root, stage, _wanted(root))
     modules = Path("lib/modules") / version
     _copy(root / "rescue", stage, [modules / "modules.builtin", modules / "modules.order"])
-    _copy(root / "rescue", stage, [modules / path for path in _with_dependencies(root / "rescue" / modules)])
+    _copy(
+        root / "rescue",
+        stage,
+        [modules / path for path in with_dependencies(root / "rescue" / modules, RESCUE_MODULES)],
+    )
     run(["chroot", str(stage), "depmod", version])
     shutil.copy2(root / "rescue/bin/busybox", stage / "usr/bin/busybox")
     _write(stage / "init", INIT, 0o755)
@@ -236,12 +288,12 @@ def _wanted(root: Path) -> list[Path]:
     return found
 
 
-def _with_dependencies(directory: Path) -> list[str]:
-    """Return the files of RESCUE_MODULES and of what they need, by modules.dep (depmod(8))."""
+def with_dependencies(directory: Path, wanted: Iterable[str]) -> list[str]:
+    """Return the files of the ``wanted`` modules and of what they need, by modules.dep (depmod(8)) of ``directory``."""
     lines = (directory / "modules.dep").read_text(encoding="ascii").splitlines()
     needs = {path: rest.split() for path, rest in (line.split(":") for line in lines)}
     by_name = {Path(path).name.split(".")[0].replace("-", "_"): path for path in needs}
-    chosen = [by_name[name] for name in RESCUE_MODULES if name in by_name]
+    chosen = [by_name[name] for name in wanted if name in by_name]
     return sorted({*chosen, *(need for path in chosen for need in needs[path])})
 
 

@@ -25,7 +25,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCENARIO = REPOSITORY / "extensions/molecule/boot"
 LOGS = REPOSITORY / "build/boot-matrix"
-LAB = [sys.executable, "-m", "lab", "--name", "bootmatrix"]
+LAB = [sys.executable, "-m", "lab", "--name", os.environ.get("FLEETLIFT_LAB") or "bootmatrix"]
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,33 @@ class Case:
     def firmware(self) -> str:
         return str(self.virtual.get("firmware", "bios"))
 
+    @property
+    def machine(self) -> str:
+        return str(self.virtual.get("kind", "qemu"))
+
+    @property
+    def devices(self) -> list[str]:
+        """The names of the disks on the source."""
+        prefix = "vd" if self.machine == "uml" else "sd"
+        return [f"{prefix}{'abc'[number]}" for number in range(1 + len(self.data))]
+
     def lab(self) -> dict[str, Any]:
         """The description of the lab."""
         mounts = {"/": self.root, **self.data}
         disks = [
             {
-                "device": f"sd{'abc'[number]}",
+                "device": device,
                 "serial": f"LAB-BOOT1-{number}",
                 "size_mib": 2048 if number == 0 else 512,
                 "filesystem": filesystem,
                 "mount": mount,
             }
-            for number, (mount, filesystem) in enumerate(mounts.items())
+            for number, (device, (mount, filesystem)) in enumerate(zip(self.devices, mounts.items(), strict=True))
         ]
         described: dict[str, Any] = yaml.safe_load((REPOSITORY / "tests/boot-lab.yml").read_text(encoding="utf-8"))
         described["sources"][0] |= {"virtual": {"initramfs": "dep", **self.virtual}, "disks": disks}
         described["instances"][0] |= {
-            "firmware": self.firmware,
+            "firmware": self.firmware if self.machine == "qemu" else self.machine,
             "data_disks": [{"id": f"disk-bootdat{number}", "size_gb": 1} for number in range(1, len(disks))],
         }
         return described
@@ -70,8 +80,10 @@ class Case:
         host = described["sources"]["children"]["booting"]["hosts"]["boot1"]
         host["boot_control"] = self.control
         host["boot_firmware"] = self.firmware
-        host["fleetlift_disks"] += [
-            {"source": f"/dev/sd{'abc'[number]}", "target": f"data{number}"} for number in range(1, len(self.data) + 1)
+        host["boot_machine"] = self.machine
+        targets = ["system", *(f"data{number}" for number in range(1, len(self.data) + 1))]
+        host["fleetlift_disks"] = [
+            {"source": f"/dev/{device}", "target": target} for device, target in zip(self.devices, targets, strict=True)
         ]
         return described
 
@@ -85,7 +97,17 @@ CASES = (
     Case("gpt-bios", "GPT with BIOS boot partition, AHCI, e1000e, ext4", {**AHCI, "firmware": "bios"}),
     Case("xfs", "MBR, BIOS, IDE, e1000, root on xfs", IDE, root="xfs"),
     Case("boot", "MBR, BIOS, IDE, e1000, separate /boot", {**IDE, "separate_boot": True}),
+    Case("debian-11", "Debian 11, MBR, BIOS, IDE, e1000", {**IDE, "release": "bullseye"}),
+    Case("debian-13", "Debian 13, GPT, UEFI, AHCI, e1000e", {**AHCI, "firmware": "uefi", "release": "trixie"}),
+    Case("dracut", "MBR, BIOS, IDE, e1000, initramfs by dracut for this hardware only", {**IDE, "generator": "dracut"}),
     Case("disks", "two data disks, by device name in fstab", IDE, data={"/var/www": "ext4", "/srv": "xfs"}),
+    Case(
+        "uml",
+        "User-mode Linux: root on LVM and xfs, separate /boot, a data disk by device name in fstab; no firmware",
+        {"kind": "uml", "lvm": True, "separate_boot": True},
+        root="xfs",
+        data={"/var/www": "ext4"},
+    ),
 )
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import threading
@@ -18,13 +19,14 @@ from typing import Any, cast
 
 import pytest
 
-from lab import bootdisk, guestimage, loopdisk
+from lab import baseroot, bootdisk, guestimage, loopdisk
 from lab.command import run
 from lab.description import Description, Virtual
 from lab.errors import LabError
 from lab.machines.protocol import MachineDisk, MachineError, State
-from lab.machines.qemu import Hardware, QemuMachine, disk_words, wait_for
+from lab.machines.qemu import ACCELERATOR, Hardware, accelerator, disk_words
 from lab.machines.qmp import Monitor
+from lab.machines.virtual import VirtualMachine, wait_for
 
 MIB = 1024 * 1024
 DISKS = [MachineDisk(Path("/lab/a.img"), "disk-a"), MachineDisk(Path("/lab/b.qcow2"), "disk-b", 4 * MIB)]
@@ -123,7 +125,7 @@ def test_the_rescue_system_brings_what_its_drivers_need(tmp_path: Path) -> None:
         "kernel/fs/ext4/ext4.ko: kernel/fs/jbd2/jbd2.ko\nkernel/fs/jbd2/jbd2.ko:\n"
         "kernel/drivers/net/virtio_net.ko:\nkernel/sound/soundcore.ko:\n"
     )
-    assert guestimage._with_dependencies(tmp_path) == [
+    assert guestimage.with_dependencies(tmp_path, guestimage.RESCUE_MODULES) == [
         "kernel/drivers/net/virtio_net.ko",
         "kernel/fs/ext4/ext4.ko",
         "kernel/fs/jbd2/jbd2.ko",
@@ -197,5 +199,31 @@ def test_a_qemu_that_ended_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_failed_wait_shows_the_end_of_the_console(state: State, how: str) -> None:
     machine = SimpleNamespace(name="vm1", state=state, tail=lambda: "ALERT! no root")
     with pytest.raises(LabError) as caught:
-        wait_for(cast(QemuMachine, machine), lambda: False, "SSH", 0)
+        wait_for(cast(VirtualMachine, machine), lambda: False, "SSH", 0)
     assert how in caught.value.cause and "ALERT! no root" in caught.value.cause
+
+
+def test_guests_are_emulated_unless_kvm_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ACCELERATOR, raising=False)
+    assert accelerator()[:2] == ["-accel", "tcg,thread=multi"]
+    monkeypatch.setenv(ACCELERATOR, "kvm")
+    assert accelerator()[:2] == ["-accel", "kvm"]
+    monkeypatch.setenv(ACCELERATOR, "hvf")
+    with pytest.raises(MachineError, match="can be tcg or kvm"):
+        accelerator()
+
+
+def test_other_releases_come_from_the_mirror_that_this_machine_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = baseroot.apt_sources("bullseye")
+    assert re.fullmatch(r"deb \S+ bullseye main", line)
+    assert all(Path(path).is_file() for path in baseroot.apt_sources())
+
+
+@pytest.mark.parametrize(("virtual", "prefix"), [({}, "sd"), ({"bus": "virtio"}, "vd"), ({"kind": "uml"}, "vd")])
+def test_a_disk_is_called_as_its_driver_calls_it(virtual: dict[str, Any], prefix: str) -> None:
+    described = lab({"virtual": virtual}, {"image": "none"})
+    described["sources"][0]["disks"][0]["device"] = f"{prefix}a"
+    assert Description.from_dict("lab.yml", described).sources[0].disks[0].device == f"{prefix}a"
+    described["sources"][0]["disks"][0]["device"] = "vda" if prefix == "sd" else "sda"
+    with pytest.raises(LabError, match=f"devices must be {prefix}a"):
+        Description.from_dict("lab.yml", described)
