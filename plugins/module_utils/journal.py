@@ -20,8 +20,8 @@ from .findings import refuse
 from .kept_file import replace_json
 
 SCHEMA = 1
-# What a phase's record can say: it has begun, it has ended well, it has ended badly.
-STATUSES = ("started", "ok", "failed")
+# What a phase's record can say: it has begun, it has ended well, it has ended badly, it was not begun on purpose.
+STATUSES = ("started", "ok", "failed", "held")
 
 
 def journal_path(directory: str, source: str) -> Path:
@@ -76,14 +76,14 @@ def with_phase(
 ) -> dict[str, Any]:
     """*journal* with one more word about *phase*, which becomes the last one; *now* is in seconds since the epoch.
 
-    The data of a phase is merged with what it has, except that what a failure said goes when the phase is tried
-    again. A journal of another target is begun anew.
+    The data of a phase is merged with what it has, except that what a failure or a hold said goes when the phase is
+    tried again. A journal of another target is begun anew.
     """
     known = dict(journal or {})
     if not known or (target and known.get("target") not in (None, target)):
         known = {"schema": SCHEMA, "source": source, "target": target, "phases": []}
     earlier: dict[str, Any] = next((item for item in known["phases"] if item["phase"] == phase), {})
-    kept = {} if earlier.get("status") == "failed" else dict(earlier.get("data") or {})
+    kept = {} if earlier.get("status") in ("failed", "held") else dict(earlier.get("data") or {})
     record = {
         "phase": phase,
         "status": status,

@@ -11,16 +11,17 @@ from typing import Any
 
 NEW = "new"
 FAILED = "failed"
+HELD = "held"
 STARTED = "started"
 
 
 def state_of(journal: Mapping[str, Any] | None, target_id: str) -> str:
-    """``new``, ``failed``, ``started``, or the last phase that ended well.
+    """``new``, ``failed``, ``held``, ``started``, or the last phase that ended well.
 
     A journal about another target than *target_id* (empty: any) is about another migration.
     """
     if not journal or (target_id and journal.get("target") not in (None, target_id)):
         return NEW
-    if journal.get("status") == "failed":
-        return FAILED
+    if journal.get("status") in (FAILED, HELD):
+        return str(journal["status"])
     return str(journal.get("phase") or STARTED)

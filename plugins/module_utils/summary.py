@@ -71,7 +71,7 @@ def row(source: str, journal: dict[str, Any] | None) -> Row:
         passes=len(handover.get("passes") or transfer.get("passes") or []),
         downtime=None if downtime is None else float(downtime),
         verified=(handover.get("cutover") or {}).get("verified"),
-        message=str((last.get("data") or {}).get("message") or "") if last.get("status") == "failed" else "",
+        message=str((last.get("data") or {}).get("message") or "") if last.get("status") in ("failed", "held") else "",
     )
 
 

@@ -52,9 +52,9 @@ options:
     type: str
   status:
     description:
-      - Whether the phase has begun, has ended well or has ended badly.
+      - Whether the phase has begun, has ended well, has ended badly, or was not begun on purpose.
     type: str
-    choices: [started, ok, failed]
+    choices: [started, ok, failed, held]
     default: ok
   data:
     description:
@@ -120,7 +120,7 @@ journal:
           description: Name of the phase.
           type: str
         status:
-          description: V(started), V(ok) or V(failed).
+          description: V(started), V(ok), V(failed) or V(held).
           type: str
         started:
           description: When it began, if that was noted, in seconds since the epoch.
