@@ -206,13 +206,17 @@ class Virtual:
 
 @dataclass(frozen=True)
 class Source:
-    """A running server to be moved; with ``virtual`` it is a virtual machine, without it is made of namespaces."""
+    """A running server to be moved; with ``virtual`` it is a virtual machine, without it is made of namespaces.
+
+    A ``light`` one has no /usr on its disk but mounts a shared one, so that a hundred fit on one machine.
+    """
 
     name: str
     address: str
     workload: str
     disks: tuple[SourceDisk, ...]
     virtual: Virtual | None
+    light: bool = False
 
     @classmethod
     def from_dict(cls, reader: Reader) -> Source:
@@ -222,7 +226,10 @@ class Source:
             workload=reader.choice("workload", WORKLOADS, "none"),
             disks=reader.items("disks", SourceDisk.from_dict),
             virtual=reader.optional("virtual", Virtual.from_dict),
+            light=reader.flag("light"),
         )
+        if source.light and (source.virtual or source.workload != "none"):
+            raise reader.fail("light", "a light source is neither virtual nor does it have a workload")
         mounts = [disk.mount for disk in source.disks]
         if not source.disks or mounts[0] != "/":
             raise reader.fail("disks", "the first disk must be mounted on /")

@@ -16,6 +16,7 @@ from lab import loopdisk
 from lab.command import run
 from lab.description import Source, SourceDisk
 from lab.loopdisk import mounted
+from lab.machines.init import LIGHT
 from lab.workloads import seed
 
 # Nothing may rely on a new cloud disk being blank: the first bytes are garbage, as on a reused one.
@@ -59,7 +60,9 @@ def build_source(source: Source, directory: Path, base_root: Path, authorized_ke
         for item in files:
             target = root / item.disk.mount.lstrip("/")
             stack.enter_context(mounted(item.file, target))
-            if item.disk.mount == "/":
+            if item.disk.mount == "/" and source.light:
+                copy_without_usr(base_root, root)
+            elif item.disk.mount == "/":
                 run(["cp", "-a", f"{base_root}/.", str(root)])
             else:
                 # A mount point's own attributes are the mounted filesystem's.
@@ -74,6 +77,14 @@ def build_source(source: Source, directory: Path, base_root: Path, authorized_ke
         seed(source.workload, root)
     root.rmdir()
     return files
+
+
+def copy_without_usr(base_root: Path, root: Path) -> None:
+    """Copy what a light machine has of its own."""
+    own = [str(path) for path in sorted(base_root.iterdir()) if path.name != "usr"]
+    run(["cp", "-a", *own, str(root)])
+    (root / "usr").mkdir(mode=0o755)
+    (root / LIGHT).touch()
 
 
 def give_identity(root: Path, name: str, authorized_key: str) -> None:

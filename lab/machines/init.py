@@ -53,6 +53,8 @@ DROPPED_CAPABILITIES = {
     "CAP_WAKE_ALARM": 35,
     "CAP_BLOCK_SUSPEND": 36,
 }
+# A disk with this file holds no /usr: its machine mounts the one that is shared.
+LIGHT = "etc/lab-light"
 RESCUE_SSHD = "PermitRootLogin yes\nPasswordAuthentication yes\nUseDNS no\n"
 
 
@@ -74,6 +76,7 @@ class Boot:
     vendor: str
     product: str
     rescue: Rescue | None
+    shared_usr: str
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Boot:
@@ -84,6 +87,7 @@ class Boot:
             vendor=values["vendor"],
             product=values["product"],
             rescue=None if rescue is None else Rescue(**rescue),
+            shared_usr=values["shared_usr"],
         )
 
 
@@ -126,7 +130,7 @@ def enter_root(boot: Boot) -> None:
     devices.build_dev(boot.disks)
     root = Path(boot.staging)
     if boot.rescue is None:
-        mount_system_disk(boot.disks, root)
+        mount_system_disk(boot.disks, root, boot.shared_usr)
     else:
         mount_rescue_root(boot.rescue, root)
     for name in ("dev", "proc", "sys", "run"):
@@ -156,8 +160,8 @@ def mount_options(disk: Disk, options: str = "") -> str:
     return ",".join(filter(None, [options, "nouuid" if disk.filesystem == "xfs" else ""]))
 
 
-def mount_system_disk(disks: list[Disk], root: Path) -> None:
-    """Mount the first disk."""
+def mount_system_disk(disks: list[Disk], root: Path, shared_usr: str) -> None:
+    """Mount the first disk, and the programs that all light machines share where it holds none of its own."""
     if not disks:
         raise BootError("the machine has no disk")
     disk = disks[0]
@@ -167,6 +171,10 @@ def mount_system_disk(disks: list[Disk], root: Path) -> None:
         ns.mount(f"/dev/{disk.name}", str(root), disk.filesystem, ns.MS_RELATIME, mount_options(disk))
     except OSError as error:
         raise BootError(f"cannot mount /dev/{disk.name} ({disk.filesystem}) as root: {error.strerror}") from error
+    if (root / LIGHT).exists():
+        # Read-only, as from a file server that every one of them mounts. One of two layers has to be there for that.
+        layers = f"lowerdir={shared_usr}:{root / 'usr'}"
+        ns.mount("overlay", str(root / "usr"), "overlay", ns.MS_RDONLY, layers)
     if not (root / "etc").is_dir() or not (root / "bin").exists():
         raise BootError(f"/dev/{disk.name} holds no root filesystem: there is no /etc or no /bin on it")
 

@@ -230,6 +230,7 @@ class NamespaceMachine:
                 "vendor": self._platform.vendor,
                 "product": self._platform.product,
                 "rescue": rescue,
+                "shared_usr": str(self._base_root / "usr"),
                 "disks": [self._plug(run, self._disk_name(i), disk) for i, disk in enumerate(self._disks)],
             }
             self._network.address(self._network.port(self.name))

@@ -73,6 +73,7 @@ class Supervisor:
             vendor=config["vendor"],
             product=config["product"],
             rescue=None if config["rescue"] is None else init.Rescue(**config["rescue"]),
+            shared_usr=config["shared_usr"],
         )
         self._report = init.reporter(1)
         self._host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
