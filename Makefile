@@ -78,6 +78,10 @@ artifact: setup ## Build the Galaxy artifact, look into it and install it offlin
 molecule: setup ## Run whole migrations, with faults
 	tests/molecule.sh
 
+.PHONY: waves
+waves: setup ## Migrate twelve servers in three waves, one of which has a sabotaged target (about six minutes)
+	tests/waves.sh
+
 .PHONY: boot
 boot: setup $(VENV)/.packages-virtual ## Migrate a virtual machine with IDE disk and Intel NIC, and boot it from virtio (about ten minutes)
 	FLEETLIFT_LAB_FILE=tests/boot-lab.yml tests/molecule.sh boot

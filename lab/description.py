@@ -228,8 +228,8 @@ class Source:
             virtual=reader.optional("virtual", Virtual.from_dict),
             light=reader.flag("light"),
         )
-        if source.light and (source.virtual or source.workload != "none"):
-            raise reader.fail("light", "a light source is neither virtual nor does it have a workload")
+        if source.light and (source.virtual or source.workload not in ("none", "web")):
+            raise reader.fail("light", "a light source is not virtual, and its workload is none or web")
         mounts = [disk.mount for disk in source.disks]
         if not source.disks or mounts[0] != "/":
             raise reader.fail("disks", "the first disk must be mounted on /")

@@ -75,6 +75,7 @@ ROLES = """
 | code | severity | cause | action |
 |---|---|---|---|
 | `PLAN_INVALID` | blocker | The plan of the fleet has mistakes, each named with file, line and column. Nothing of it is used. | Correct what is listed; [fleet.md](fleet.md) explains the fields. |
+| `WINDOW_INVALID` | blocker | The window of a source cannot be read. | Correct `fleetlift_window`; [fleet.md](fleet.md) has its form. |
 | `PLAN_UNREADABLE` | blocker | A file of the plan cannot be read. | Name a text file in UTF-8 that is there. |
 | `NOT_CUT_OVER` | blocker | The source has not been cut over to this target, and what finalize removes is still needed. | Run `fleetlift.cvm.cutover` first. To give a migration up instead, see [the guide](guide.md#giving-up). |
 | `SOURCE_SILENT_IN_CUTOVER` | blocker | The source does not answer, and an earlier play was interrupted in the middle of its cutover. | Look at the source's console. If it runs, restore its network and run again. If it is off and the copy is complete, run again with `-e fleetlift_source_is_off=true`. |

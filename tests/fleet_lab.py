@@ -26,7 +26,7 @@ def rule(ports: str) -> dict[str, str]:
     return {"protocol": "TCP", "port": ports, "cidr": "0.0.0.0/0", "action": "ACCEPT"}
 
 
-def lab(names: list[str], sabotaged: str) -> dict[str, Any]:
+def lab(names: list[str], workload: str, sabotaged: str) -> dict[str, Any]:
     """The lab's description."""
     return {
         "sources": [
@@ -34,6 +34,7 @@ def lab(names: list[str], sabotaged: str) -> dict[str, Any]:
                 "name": name,
                 "address": f"10.96.0.{FIRST + number}",
                 "light": True,
+                "workload": workload,
                 "disks": [
                     {
                         "device": "sda",
@@ -67,7 +68,7 @@ def lab(names: list[str], sabotaged: str) -> dict[str, Any]:
     }
 
 
-def plan(names: list[str], waves: int) -> dict[str, Any]:
+def plan(names: list[str], waves: int, workload: str) -> dict[str, Any]:
     """The plan, as a source of the inventory plugin."""
     per_wave = -(-len(names) // waves)
     return {
@@ -79,8 +80,8 @@ def plan(names: list[str], waves: int) -> dict[str, Any]:
                 "target": f"ins-fleet{number:03}",
                 "disks": [{"source": "/dev/sda", "target": "system"}],
                 "wave": number // per_wave + 1,
-                "services": ["nginx"],
-                "health_checks": [{"port": 22}, {"port": 80}],
+                "services": ["nginx"] if workload == "web" else [],
+                "health_checks": [{"port": 22}, *([{"port": 80}] if workload == "web" else [])],
             }
             for number, name in enumerate(names)
         ],
@@ -91,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--hosts", type=int, default=12)
     parser.add_argument("--waves", type=int, default=3)
+    parser.add_argument("--workload", choices=("none", "web"), default="web")
     parser.add_argument("--sabotage", default="")
     parser.add_argument("directory", type=Path)
     options = parser.parse_args()
@@ -99,8 +101,8 @@ def main() -> None:
     names = [f"srv{number:03}" for number in range(options.hosts)]
     options.directory.mkdir(parents=True, exist_ok=True)
     for name, content in (
-        ("lab.yml", lab(names, options.sabotage)),
-        ("fleet.fleetlift.yml", plan(names, options.waves)),
+        ("lab.yml", lab(names, options.workload, options.sabotage)),
+        ("fleet.fleetlift.yml", plan(names, options.waves, options.workload)),
     ):
         (options.directory / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
