@@ -11,7 +11,8 @@ version_added: 0.1.0
 description:
   - Reads which source goes to which target from a CSV or YAML file, and makes hosts with the variables that the roles
     read, in the group C(sources), a group for each wave (C(wave_1)) and one for what the journals say (C(state_new),
-    C(state_failed), C(state_held), C(state_started), or C(state_) and the last phase that ended well, such as C(state_transfer)).
+    C(state_failed), C(state_held), C(state_started), or C(state_) and the last phase that ended well, such
+    as C(state_transfer)).
   - So C(--limit state_failed) tries again what has failed, and C(--limit wave_2) is the second wave.
   - A plan with a mistake gives no host at all. Every mistake is named with its file, line and column.
   - Values of a plan are taken as they are written; they are no templates. Use C(group_vars) for those.

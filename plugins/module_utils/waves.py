@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whether a source may begin its cutover now, has to wait for others, or is held back. Pure: a ledger in, a verdict out.
+"""Whether a source may begin its cutover now, has to wait for others, or is held back: a ledger in, a verdict out.
 
 The ledger is about one run. It names the sources of the run and what has become of each; who is not in it is not
 waited for, so that a run that was cut off is continued by the next one with what is left.

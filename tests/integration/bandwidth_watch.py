@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, os.environ["ANSIBLE_COLLECTIONS_PATH"])
-from ansible_collections.fleetlift.cvm.plugins.module_utils.bandwidth import claims_from  # noqa: E402
+from ansible_collections.fleetlift.cvm.plugins.module_utils.bandwidth import claims_from
 
 ledger, out = map(Path, sys.argv[1:])
 stop = threading.Event()
