@@ -20,7 +20,8 @@ help: ## Show this list
 .PHONY: setup
 setup: $(VENV)/.packages $(VENV)/.ready ## Install what the lab and the tests need (Debian packages, a virtual environment)
 
-$(VENV)/.packages $(VENV)/.packages-virtual $(VENV)/.packages-uml: $(VENV)/.%: lab/%.txt
+# Install the Debian packages that the file $< lists, those that are missing.
+define install
 	@mkdir -p $(VENV)
 	@missing=$$(for p in $$(grep -v '^#' $<); do \
 	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -28,6 +29,13 @@ $(VENV)/.packages $(VENV)/.packages-virtual $(VENV)/.packages-uml: $(VENV)/.%: l
 	  echo "Installing" $$missing && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=600 $$missing >/dev/null; fi
 	@touch $@
+endef
+
+$(VENV)/.packages $(VENV)/.packages-virtual $(VENV)/.packages-uml: $(VENV)/.%: lab/%.txt
+	$(install)
+
+$(VENV)/.packages-browser: $(VENV)/.%: tests/%.txt
+	$(install)
 
 $(VENV)/.ready: requirements.txt requirements-dev.txt | $(VENV)/.packages
 	@test -x $(PYTHON) || /usr/bin/python3 -m venv $(VENV)
@@ -63,8 +71,12 @@ lint: setup
 	antsibull-changelog lint
 
 .PHONY: unit
-unit: setup ## Run the unit and property tests
+unit: setup $(VENV)/.packages-browser ## Run the unit and property tests
 	$(PYTHON) -m pytest -q
+
+.PHONY: picture
+picture: setup $(VENV)/.packages-browser ## Take the picture of the preflight's report for the documentation again
+	PYTHONPATH=$(VENV)/collections $(PYTHON) tests/report_picture.py
 
 .PHONY: sanity
 sanity: setup

@@ -79,12 +79,13 @@ def _not_assessed(name: str, known: Mapping[str, Any]) -> Finding:
     )
 
 
-def document(sources: Sequence[Source], generated: float) -> dict[str, Any]:
-    """The report as JSON; *generated* is in seconds since the epoch."""
+def document(sources: Sequence[Source], generated: float, estimate: Mapping[str, Any]) -> dict[str, Any]:
+    """The report as JSON; *generated* is in seconds since the epoch, *estimate* about the fleet as a whole."""
     return {
         "schema": SCHEMA,
         "generated": round(generated, 3),
         "summary": summary(sources),
+        "estimate": dict(estimate),
         "waves": waves(sources),
         "codes": codes(sources),
         "sources": [_record(source) for source in sources],

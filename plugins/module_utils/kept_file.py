@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""JSON files on the controller: replaced as a whole, and held by one process at a time where several share one."""
+"""Files on the controller: replaced as a whole; JSON that several processes share is held by one at a time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from typing import Any
 
 
 def replace_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replaces the file at *path*, so that a reader sees the old one or the new one, also after a power cut."""
+    """Replaces the file at *path* by *value*; see :func:`replace_file`."""
+    replace_file(path, json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replaces the file at *path*, so that a reader sees the old one or the new one, also after a power cut.
+
+    Readable for its owner only; the directory is made where there is none. Raises ``OSError``.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         # mkstemp gives 0600.
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, sort_keys=True)
-            file.write("\n")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)

@@ -176,7 +176,7 @@ def _not_known(params: Mapping[str, Any], target: Target | None) -> list[Finding
             _blocker(
                 "SOURCE_UNREACHABLE",
                 source,
-                f"{source} could not be reached: {error or 'no reason given'}",
+                f"{source} could not be reached: {(error or 'no reason was given').rstrip('. ')}.",
                 "Check that it runs, its address in the inventory (ansible_host), and that this user's SSH key is let"
                 " in: ssh to it by hand says more.",
             )
@@ -186,7 +186,7 @@ def _not_known(params: Mapping[str, Any], target: Target | None) -> list[Finding
             _blocker(
                 "SOURCE_NOT_READ",
                 source,
-                f"{source} was reached, but could not be looked at: {error}",
+                f"{source} was reached, but could not be looked at: {error.rstrip('. ')}.",
                 "Make `ansible -m fleetlift.cvm.preflight` work on it. It needs Python 3.8 or newer there"
                 " (ansible_python_interpreter) and root.",
             )
