@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Documentation/admin-guide/iostats.rst: sectors written is the seventh figure after the name, in units of 512 bytes.
+# Documentation/admin-guide/iostats.rst: major and minor number, name, and as the seventh figure after it the sectors
+# written, in units of 512 bytes.
 SECTOR = 512
-NAME, SECTORS_WRITTEN = 2, 9
+MAJOR, MINOR, SECTORS_WRITTEN = 0, 1, 9
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class WriteRate:
 
 
 def parse_diskstats(text: str) -> dict[str, int]:
-    """Bytes written since boot by the kernel's name of each device, from the text of /proc/diskstats."""
+    """Bytes written since boot by the number of each device, such as ``8:0``, from the text of /proc/diskstats."""
     written = {}
     for line in text.splitlines():
         fields = line.split()
         if len(fields) > SECTORS_WRITTEN and fields[SECTORS_WRITTEN].isdecimal():
-            written[fields[NAME]] = int(fields[SECTORS_WRITTEN]) * SECTOR
+            written[f"{fields[MAJOR]}:{fields[MINOR]}"] = int(fields[SECTORS_WRITTEN]) * SECTOR
     return written
 
 
@@ -42,13 +43,13 @@ def parse_uptime(text: str) -> float | None:
 
 
 def write_rate(
-    name: str, before: Mapping[str, int], after: Mapping[str, int], seconds: float, uptime: float | None
+    number: str, before: Mapping[str, int], after: Mapping[str, int], seconds: float, uptime: float | None
 ) -> WriteRate:
-    """The rate of the device *name* between two samples that lie *seconds* apart.
+    """The rate of the device *number* between two samples that lie *seconds* apart.
 
     A counter of 32 bits may have started over in between; what it says is then no rate.
     """
-    first, last = before.get(name), after.get(name)
+    first, last = before.get(number), after.get(number)
     sampled = None
     if first is not None and last is not None and last >= first and seconds > 0:
         sampled = (last - first) / seconds

@@ -304,6 +304,6 @@ class Activity:
         after, seconds = self._look(), time.monotonic() - self._begun
         uptime = parse_uptime(self._system.text("/proc/uptime") or "")
         for disk in disks:
-            rate = write_rate(disk["name"], self._before, after, seconds if at_least > 0 else 0, uptime)
+            rate = write_rate(disk["number"], self._before, after, seconds if at_least > 0 else 0, uptime)
             disk["write_bytes_per_second"] = rate.sampled
             disk["write_bytes_per_second_since_boot"] = rate.since_boot

@@ -327,6 +327,7 @@ def _disk(
     record = {
         "name": name,
         "path": disk.path,
+        "number": disk.number,
         "size": disk.size,
         "serial": _serial(system, sysfs),
         "wwn": system.text(f"{sysfs}/wwid") or system.text(f"{sysfs}/device/wwid"),

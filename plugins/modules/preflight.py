@@ -270,6 +270,10 @@ facts:
           description: The device node.
           type: str
           sample: /dev/sda
+        number:
+          description: The kernel's number of the device, major and minor.
+          type: str
+          sample: "8:0"
         size:
           description: The size of the disk.
           type: int

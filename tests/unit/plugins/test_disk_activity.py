@@ -26,21 +26,21 @@ OLD = "   8       0 sda 105 20 1144 310 9 4 104 12 0 200 322\n   8       0 broke
 
 
 def test_written_bytes_are_read_from_new_and_old_kernels() -> None:
-    assert parse_diskstats(NEW) == {"vda": 2123856 * 512, "vda1": 2123856 * 512, "loop0": 0}
-    assert parse_diskstats(OLD) == {"sda": 104 * 512}
+    assert parse_diskstats(NEW) == {"254:0": 2123856 * 512, "254:1": 2123856 * 512, "7:0": 0}
+    assert parse_diskstats(OLD) == {"8:0": 104 * 512}
 
 
 def test_rate_is_what_was_written_between_the_looks() -> None:
-    assert write_rate("sda", {"sda": 1000}, {"sda": 9000}, 2.0, 90.0) == WriteRate(4000.0, 100.0)
+    assert write_rate("8:0", {"8:0": 1000}, {"8:0": 9000}, 2.0, 90.0) == WriteRate(4000.0, 100.0)
 
 
 @pytest.mark.parametrize(
     ("before", "after", "seconds"),
-    [({}, {"sda": 5}, 1.0), ({"sda": 5}, {}, 1.0), ({"sda": 9}, {"sda": 5}, 1.0), ({"sda": 1}, {"sda": 5}, 0.0)],
+    [({}, {"8:0": 5}, 1.0), ({"8:0": 5}, {}, 1.0), ({"8:0": 9}, {"8:0": 5}, 1.0), ({"8:0": 1}, {"8:0": 5}, 0.0)],
     ids=["new disk", "removed disk", "counter that started over", "no time"],
 )
 def test_what_is_no_measurement_is_not_known(before: dict[str, int], after: dict[str, int], seconds: float) -> None:
-    assert write_rate("sda", before, after, seconds, None).sampled is None
+    assert write_rate("8:0", before, after, seconds, None).sampled is None
 
 
 @given(st.text(max_size=300))
