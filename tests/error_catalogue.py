@@ -78,6 +78,11 @@ ROLES = """
 | `WINDOW_INVALID` | blocker | The window of a source cannot be read. | Correct `fleetlift_window`; [fleet.md](fleet.md) has its form. |
 | `PLAN_UNREADABLE` | blocker | A file of the plan cannot be read. | Name a text file in UTF-8 that is there. |
 | `NOT_CUT_OVER` | blocker | The source has not been cut over to this target, and what finalize removes is still needed. | Run `fleetlift.cvm.cutover` first. To give a migration up instead, see [the guide](guide.md#giving-up). |
+| `SOURCE_STILL_RUNNING` | blocker | The source answers although it was handed over, and two servers with one identity must never run together. The target was not started. | Power the source off and run again, or make it the server again with `fleetlift.cvm.rollback`. |
+| `SOURCE_IS_OFF` | blocker | A rollback has stopped the target; the source does not answer, and `fleetlift_source_power_on` does not say how it is powered on. | Power the source on, or restore its network, and run `fleetlift.cvm.rollback` again; it continues. |
+| `ROLLBACK_UNFINISHED` | blocker | A rollback of this source was begun and did not end. | Run `fleetlift.cvm.rollback` again; it continues. |
+| `ROLLBACK_AFTER_FINALIZE` | blocker | The migration has been finalized: agents, keys and snapshots are gone, and the target has been the server since. | To return to the source all the same, stop the target in the console, then power the source on; what was written on the target since is not on it. |
+| `TEST_AFTER_HANDOVER` | blocker | A test launch was asked for a source that has been handed over. | Run `fleetlift.cvm.cutover` to finish, or `fleetlift.cvm.rollback` first. |
 | `SOURCE_SILENT_IN_CUTOVER` | blocker | The source does not answer, and an earlier play was interrupted in the middle of its cutover. | Look at the source's console. If it runs, restore its network and run again. If it is off and the copy is complete, run again with `-e fleetlift_source_is_off=true`. |
 """
 

@@ -120,6 +120,8 @@ class ActionModule(AgentAction):
                 # A source that powers off may take the connection with it before the answer is out.
                 if action != "power_off":
                     raise
+        if action == "fence":
+            self.tell("source fenced")
         if action != "power_off":
             return dict(self.patiently(agent.status, arguments["connection_grace"], "asking for the state"))
         self.wait_until_off(agent)

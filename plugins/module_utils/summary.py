@@ -51,11 +51,18 @@ class Row:
         )
 
 
+AFTER_HANDOVER = {"handover", "adapt", "cutover"}
+
+
 def row(source: str, journal: dict[str, Any] | None) -> Row:
     """Summarise the journal of ``source``; None is a source that was never begun."""
     phases = (journal or {}).get("phases") or []
     data = {each["phase"]: each.get("data") or {} for each in phases if each.get("status") == "ok"}
     last: dict[str, Any] = phases[-1] if phases else {"phase": "not begun", "status": "ok"}
+    order = [each["phase"] for each in phases if each.get("status") == "ok"]
+    if "rollback" in order and order.index("rollback") > max(map(order.index, AFTER_HANDOVER & set(order)), default=-1):
+        # The source is the server again: what the handover brought counts no more.
+        data = {phase: said for phase, said in data.items() if phase not in AFTER_HANDOVER}
     handover = data.get("handover") or {}
     transfer = (data.get("transfer") or {}).get("transfer") or {}
     totals = handover.get("totals") or transfer.get("totals") or {}

@@ -38,10 +38,14 @@ options:
   controllers:
     description:
       - Addresses or networks from which the controller reaches the instance, as the instance sees them.
-      - Required with O(state=present).
+      - When empty, the address with which this machine reaches O(address). Behind NAT that is the wrong one.
     type: list
     elements: str
     default: []
+  address:
+    description:
+      - Where the controller reaches the instance. Required with O(state=present) when O(controllers) is empty.
+    type: str
   security_groups:
     description:
       - The groups that O(state=absent) gives back, in their order, instead of those that are kept.
@@ -105,7 +109,7 @@ finding:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.isolation import Isolation, wanted_rules
+from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.isolation import Isolation, own_address, wanted_rules
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.module import (
     cloud_argument_spec,
     instances_for,
@@ -152,15 +156,18 @@ def main() -> None:
             "instance_id": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "controllers": {"type": "list", "elements": "str", "default": []},
+            "address": {"type": "str"},
             "security_groups": {"type": "list", "elements": "str", "default": []},
             "wait_timeout": {"type": "int", "default": 300},
         },
         supports_check_mode=True,
     )
     params = module.params
-    if params["state"] == "present" and not params["controllers"]:
-        module.fail_json(msg="state is present but all of the following are missing: controllers")
+    if params["state"] == "present" and not params["controllers"] and not params["address"]:
+        module.fail_json(msg="state is present but all of the following are missing: controllers, address")
     with reported(module):
+        if not params["controllers"] and params["address"]:
+            params["controllers"] = [own_address(params["address"])]
         instances, client = instances_for(module)
         isolation = Isolation(client, instances, params["instance_id"], Waiter(params["wait_timeout"]))
         result = run(isolation, params, check_mode=module.check_mode)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,28 @@ def networks(controllers: Sequence[str]) -> list[str]:
             )
         found.append(str(network))
     return found
+
+
+def own_address(address: str) -> str:
+    """The address with which this machine reaches *address*. Raises ``Refusal`` when it is translated on the way."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # Nothing is sent: the kernel only looks up the route.
+            probe.connect((address, 9))
+            own = str(probe.getsockname()[0])
+        except OSError:
+            own = ""
+    translated = own and ipaddress.ip_address(address).is_global and not ipaddress.ip_address(own).is_global
+    if not own or translated:
+        raise refuse(
+            "ISOLATION_CONTROLLER_UNKNOWN",
+            address,
+            f"This controller reaches {address} from {own or 'nowhere'}, which the target does not see.",
+            "Name the address that it sees with fleetlift_controllers.",
+            own_address=own,
+        )
+    return own
 
 
 class Isolation:

@@ -18,6 +18,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.isolation impo
     group_name,
     kept,
     networks,
+    own_address,
 )
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.landing import Credentials, Goal, Landing
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.snapshots import Snapshots, snapshot_name
@@ -253,6 +254,10 @@ def test_group_without_a_record_needs_the_operator_s_word(fleet: Fleet) -> None:
 @pytest.mark.parametrize("controller", ["0.0.0.0/0", "::/0", "controller", ""])
 def test_controller_that_is_everybody_or_nobody_is_refused(controller: str) -> None:
     assert refusal(lambda: networks([controller])) == "ISOLATION_CONTROLLER_INVALID"
+
+
+def test_own_address_is_the_one_that_the_target_sees() -> None:
+    assert own_address("127.0.0.1") == "127.0.0.1"
 
 
 def test_description_keeps_the_groups_or_refuses() -> None:
