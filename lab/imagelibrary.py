@@ -95,7 +95,9 @@ class ImageLibrary:
         try:
             size = fetch(url, download, self._connect)
         except FetchError as error:
-            raise ImageRejected("InvalidUrl", f"COS answered with status {error.status}.") from error
+            # A refusal's text repeats the signature.
+            said = f"COS answered with status {error.status}." if error.status else str(error)
+            raise ImageRejected("InvalidUrl", said) from error
         if size > LARGEST_FILE:
             raise ImageRejected("InvalidFormatSize", f"The file has {size} bytes.")
         convert(download, disk)

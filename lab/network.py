@@ -174,7 +174,7 @@ class Network:
                 iifname vmap @senders
                 icmp type echo-request accept
                 iifname "ctl" ip daddr {API_ADDRESS} tcp dport {API_PORT} accept
-                iifname {{ "ctl", "g*" }} ip daddr {COS_ADDRESS} tcp dport {COS_PORT} accept
+                iifname {{ "ctl", "g*", "lo" }} ip daddr {COS_ADDRESS} tcp dport {COS_PORT} accept
               }}
             }}
             """

@@ -83,6 +83,8 @@ ROLES = """
 | `ROLLBACK_UNFINISHED` | blocker | A rollback of this source was begun and did not end. | Run `fleetlift.cvm.rollback` again; it continues. |
 | `ROLLBACK_AFTER_FINALIZE` | blocker | The migration has been finalized: agents, keys and snapshots are gone, and the target has been the server since. | To return to the source all the same, stop the target in the console, then power the source on; what was written on the target since is not on it. |
 | `TEST_AFTER_HANDOVER` | blocker | A test launch was asked for a source that has been handed over. | Run `fleetlift.cvm.cutover` to finish, or `fleetlift.cvm.rollback` first. |
+| `OFFLINE_NAMES_CLASH` | blocker | Two images of the directory have one name but for the extension, and a server is named after its image. | Rename one of them. |
+| `OFFLINE_NO_IMAGES` | blocker | Neither a directory that holds images nor a host in the group `images` is given. | Set `fleetlift_offline_directory`, or put hosts with `fleetlift_offline_image` into the group `images`. |
 | `SOURCE_SILENT_IN_CUTOVER` | blocker | The source does not answer, and an earlier play was interrupted in the middle of its cutover. | Look at the source's console. If it runs, restore its network and run again. If it is off and the copy is complete, run again with `-e fleetlift_source_is_off=true`. |
 """
 
@@ -96,11 +98,13 @@ In its FAQ and its guides for the online migration, and what catches each of the
 """
 # What is not found by the preflight of a server.
 ELSEWHERE = """| an interrupted transfer | no error: the next run continues; `TRANSFER_STALLED` when the path stays closed |
-| uploading and importing takes long: use a compressed format | not an error: the estimate of `image_info` says what compressing first would save |
-| the image is not qcow2, VHD, VMDK or raw | `IMAGE_FORMAT_UNSUPPORTED`, `IMAGE_ARCHIVE`, by the file's content |
+| uploading and importing takes long: use a compressed format | not an error: the estimate of `image_info` and of the playbook `offline` says what compressing first would save, and `image_convert` does it when that ends sooner |
+| the image is not qcow2, VHD, VMDK or raw | `IMAGE_FORMAT_UNSUPPORTED`, `IMAGE_ARCHIVE`, by the file's content; the cloud's `InvalidFormatSize` is explained by `image_import` |
 | the image file was damaged on its way, or is not complete at COS | `IMAGE_TRUNCATED`, `IMAGE_CORRUPT` before the upload; `COS_PART_CORRUPTED`, `COS_OBJECT_CORRUPTED` after it |
-| "verification of the image file failed": the target's disk is smaller than the source's disk or the image | `TARGET_DISK_SMALLER` |
-| "getting the image's metadata failed": damaged or not supported | `IMAGE_CORRUPT`, `IMAGE_TRUNCATED`, `IMAGE_FORMAT_UNSUPPORTED`, `IMAGE_SNAPSHOT_CHAIN`, `IMAGE_BACKING_FILE` |
+| the target of an image is expired or not in a usable state | `TARGET_EXPIRED`, `TARGET_ISOLATED`, `TARGET_STATE` before the instance is reset |
+| "verification of the image file failed": the target's disk is smaller than the source's disk or the image | `TARGET_DISK_SMALLER`, before the upload and before the instance; as a notice it is explained by `image_import` |
+| "getting the image's metadata failed": damaged or not supported | `IMAGE_CORRUPT`, `IMAGE_TRUNCATED`, `IMAGE_FORMAT_UNSUPPORTED`, `IMAGE_SNAPSHOT_CHAIN`, `IMAGE_BACKING_FILE`; as a notice it is explained by `image_import` |
+| "task timeout", "system error", "other reasons", or it fails again: contact support | `IMAGE_IMPORT_TIMEOUT`, `IMAGE_IMPORT_FAILED`, with a file of evidence for the ticket |
 """
 
 ACCEPTING = """

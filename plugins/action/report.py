@@ -15,7 +15,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ..module_utils.summary import row, table
+from ..module_utils import image_summary, summary
 from ..modules.report import DOCUMENTATION
 from ..plugin_utils.agent_action import argument_spec
 
@@ -30,11 +30,12 @@ class ActionModule(ActionBase):
         del tmp
         _validated, arguments = self.validate_argument_spec(argument_spec(DOCUMENTATION))
         directory = Path(os.path.expanduser(arguments["path"]))
+        form: Any = image_summary if arguments["kind"] == "images" else summary
         rows = []
         for source in arguments["sources"]:
             path = directory / f"{source}.json"
-            rows.append(row(source, json.loads(path.read_text()) if path.is_file() else None))
-        Display().display("\n" + "\n".join(table(rows)) + "\n")
+            rows.append(form.row(source, json.loads(path.read_text()) if path.is_file() else None))
+        Display().display("\n" + "\n".join(form.table(rows)) + "\n")
         result.update(changed=False, sources=[dataclasses.asdict(each) for each in rows])
         failed = [each.source for each in rows if each.status == "failed"]
         if failed and arguments["fail_on_failure"]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .progress import duration, size
+from .table import lines
 
 COLUMNS = ("source", "target", "reached", "read", "sent", "on wire", "passes", "downtime", "verified")
 
@@ -84,8 +85,6 @@ def row(source: str, journal: dict[str, Any] | None) -> Row:
 
 def table(rows: list[Row]) -> list[str]:
     """The lines of the table, with the causes of failures below it."""
-    cells = [COLUMNS, *(each.cells() for each in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells]
-    lines.insert(1, "  ".join("─" * width for width in widths))
-    return lines + [f"{each.source}: {each.message}" for each in rows if each.message]
+    return lines(COLUMNS, [each.cells() for each in rows]) + [
+        f"{each.source}: {each.message}" for each in rows if each.message
+    ]

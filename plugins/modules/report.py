@@ -24,6 +24,11 @@ options:
     type: list
     elements: str
     required: true
+  kind:
+    description: Whether the sources are running servers or image files, which decides about the columns.
+    type: str
+    choices: [servers, images]
+    default: servers
   fail_on_failure:
     description: Whether a source whose last phase failed fails this task, after the table.
     type: bool
