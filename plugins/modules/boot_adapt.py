@@ -81,7 +81,10 @@ options:
     choices: [auto, bios, uefi]
     default: auto
   grow:
-    description: Whether the last partition and the root filesystem on it are enlarged to the target's disk.
+    description:
+      - Whether the last partition of each disk is enlarged to the target's disk, with the filesystem on it (ext4, xfs,
+        btrfs).
+      - What an LVM physical volume gains goes to the root's logical volume and filesystem when these are in its group.
     type: bool
     default: false
   root:

@@ -32,7 +32,7 @@ from . import (
     nic_names,
     selinux,
 )
-from .copy import Copy, DiskRequest, held, locate, opened, table_change, write_table
+from .copy import Copy, DiskRequest, held, locate, look_at, opened, table_change, write_table
 from .finding import Finding
 from .record import Record, describe
 from .situation import Options, Situation, invalid, parse_options
@@ -95,9 +95,9 @@ def adapt(request: Request) -> dict[str, Any]:
         located = locate(request.disks)
         for _disk, path in located:
             stack.enter_context(held(path))
-        run = _Run(request, {disk.id: path for disk, path in located})
+        run = _Run(request, work)
         if not request.undo:
-            run.adapt_tables()
+            run.adapt_tables(located)
         with opened(located, work, check=request.check, root=request.options.root) as copy:
             if request.undo:
                 run.undo(copy)
@@ -157,9 +157,9 @@ def stage(
 
 
 class _Run:
-    def __init__(self, request: Request, paths: Mapping[str, Path]) -> None:
+    def __init__(self, request: Request, work: Path) -> None:
         self._request = request
-        self._paths = paths
+        self._work = work
         self._changes: list[dict[str, Any]] = []
         self._findings: list[Finding] = []
         self._root: dict[str, Any] = {}
@@ -167,15 +167,20 @@ class _Run:
     def _does(self, concern: str) -> bool:
         return concern not in self._request.options.skip
 
-    def adapt_tables(self) -> None:
+    def adapt_tables(self, located: Sequence[tuple[DiskRequest, Path]]) -> None:
         """Before anything is mounted: the kernel must not hold a partition whose table changes."""
         if not self._does("partition_table"):
             return
-        for disk_id, path in self._paths.items():
-            change = table_change(path, grow=self._request.options.grow)
+        for disk, path in located:
+            growing = self._request.options.grow
+            if growing:
+                obstacle = grow.not_growable(look_at(disk, path))
+                self._findings += [obstacle] if obstacle else []
+                growing = obstacle is None
+            change = table_change(path, grow=growing)
             if change is None:
                 continue
-            self._did("partition_table", f"disk {disk_id}: {change.what}")
+            self._did("partition_table", f"disk {disk.id}: {change.what}")
             if not self._request.check:
                 write_table(path, change)
 
@@ -226,10 +231,10 @@ class _Run:
     def _grow(self, copy: Copy) -> None:
         if self._request.check:
             return
-        done, findings = grow.grow_filesystem(copy)
+        done, findings = grow.grow(copy, self._work)
         self._findings += findings
-        if done:
-            self._did("partition_table", done)
+        for each in done:
+            self._did("partition_table", each)
 
     def _blocked(self) -> bool:
         return any(finding.severity == "blocker" for finding in self._findings)

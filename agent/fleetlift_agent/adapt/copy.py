@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,14 +16,15 @@ from pathlib import Path
 
 from fleetlift_agent.devices import find_target, sysfs_of
 from fleetlift_agent.errors import AgentError
-from fleetlift_agent.usedblocks.volume import BufferedDevice, ReadInFull, Volume
+from fleetlift_agent.usedblocks.volume import BufferedDevice, ReadInFull
 
-from . import mounts
+from . import mounts, volume_groups
 from .boot_loader import ESP_TYPES
 from .names import Names
 from .partition_table import TableChange, adapt_table
 from .tree import Tree
-from .volumes import FILESYSTEMS, Content, CopyDisk, DiskVolume, identify, measure, read_disk
+from .volume_groups import VolumeGroups
+from .volumes import FILESYSTEMS, CopyDisk, DiskVolume, measure, read_disk
 
 # include/uapi/linux/fs.h: read the partition table again.
 BLKRRPART = 0x125F
@@ -33,7 +33,7 @@ _LOCK_SECONDS = 30.0
 # Journals are not replayed by somebody who only looks.
 _LOOKING = {"ext4": "noload", "xfs": "norecovery,nouuid", "btrfs": "", "vfat": ""}
 # A copy and its original, or another copy, may be known to the same kernel.
-_WRITING = {"ext4": "", "xfs": "nouuid", "btrfs": "", "vfat": "umask=0077"}
+WRITING = {"ext4": "", "xfs": "nouuid", "btrfs": "", "vfat": "umask=0077"}
 _SUBVOLUMES = ("", "@", "@/.snapshots/1/snapshot", "root", "@rootfs")
 # What the system needs to be whole: not its data.
 _SYSTEM_MOUNTS = ("/boot", "/boot/efi", "/efi", "/usr", "/var", "/opt", "/etc", "/usr/local", "/var/lib", "/var/tmp")
@@ -54,13 +54,17 @@ class DiskRequest:
 
 @dataclass(frozen=True)
 class Copy:
-    """The mounted copy. ``nodes`` are the device nodes of its volumes; ``root`` is the volume with the root."""
+    """The mounted copy. ``nodes`` are the device nodes of its volumes; ``root`` is the volume with the root.
+
+    ``groups`` are the LVM volume groups, None when there are none or this system cannot open them.
+    """
 
     disks: tuple[CopyDisk, ...]
     names: Names
     nodes: dict[DiskVolume, Path]
     root: DiskVolume
     tree: Tree
+    groups: VolumeGroups | None
 
 
 def locate(disks: Sequence[DiskRequest]) -> list[tuple[DiskRequest, Path]]:
@@ -139,19 +143,25 @@ def opened(located: Sequence[tuple[DiskRequest, Path]], work: Path, *, check: bo
         stack.enter_context(mounts.mounted("nodes", nodes_directory, "tmpfs", 0, "mode=700,size=1m"))
         disks = []
         for request, path in located:
-            try:
-                disks.append(read_disk(request.id, path, request.device, request.aliases, request.source_serial))
-            except ReadInFull as error:
-                raise _damaged(path, error) from error
+            disks.append(look_at(request, path))
         nodes: dict[DiskVolume, Path] = {}
         for disk in disks:
             nodes.update(_nodes(disk, nodes_directory, stack, read_only=check))
-        inner = _logical_volumes(disks, nodes, nodes_directory, stack)
+        groups = volume_groups.of(disks, nodes)
+        inner = [] if groups is None else groups.activated(nodes, nodes_directory, stack)
         names = Names(disks, inner)
         found, subvolume = _find_root(names, nodes, work / "probe", root)
         tree = _mount_root(found, nodes, subvolume, work / "root", stack, check)
         _mount_system(tree, names, nodes, found, stack, check)
-        yield Copy(tuple(disks), names, nodes, found, tree)
+        yield Copy(tuple(disks), names, nodes, found, tree, groups)
+
+
+def look_at(request: DiskRequest, path: Path) -> CopyDisk:
+    """What a disk holds. Raises AgentError PARTITION_TABLE_DAMAGED."""
+    try:
+        return read_disk(request.id, path, request.device, request.aliases, request.source_serial)
+    except ReadInFull as error:
+        raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: ReadInFull) -> AgentError:
@@ -307,7 +317,7 @@ def _mount_root(
 
 
 def _mount_data(volume: DiskVolume, check: bool) -> str:
-    return (_LOOKING if check else _WRITING)[volume.content.kind]
+    return (_LOOKING if check else WRITING)[volume.content.kind]
 
 
 def _mount(stack: ExitStack, volume: DiskVolume, node: Path, target: Path, flags: int, options: str) -> None:
@@ -363,80 +373,3 @@ def mapped_volume(names: Names, spec: str) -> DiskVolume | None:
 def _spellings(full_name: str) -> tuple[str, str]:
     group, _slash, own = full_name.partition("/")
     return f"/dev/{group}/{own}", f"/dev/mapper/{group}-{own}"
-
-
-def _logical_volumes(
-    disks: Sequence[CopyDisk], nodes: dict[DiskVolume, Path], directory: Path, stack: ExitStack
-) -> list[DiskVolume]:
-    """The volumes in the copy's volume groups, activated through lvm2 for as long as the copy is open.
-
-    Empty when there are none, or when this system has no lvm2 or no device mapper.
-    """
-    physical = [nodes[volume] for disk in disks for volume in disk.volumes if volume.content.kind == "LVM"]
-    if not physical or not _has_lvm():
-        return []
-    accepted = ",".join(f'"a|^{path}$|"' for path in physical)
-    scan = ",".join(f'"{each}"' for each in sorted({str(path.parent) for path in physical}))
-    configuration = (
-        f'devices {{ dir="/dev" scan=[{scan}] filter=[{accepted},"r|.*|"] global_filter=[{accepted},"r|.*|"] '
-        'obtain_device_list_from_udev=0 use_devicesfile=0 write_cache_state=0 external_device_info_source="none" } '
-        "global { use_lvmetad=0 use_lvmpolld=0 locking_type=1 } activation { udev_sync=0 udev_rules=0 monitoring=0 }"
-    )
-    groups = _lvm("vgs", configuration, "--noheadings", "-o", "vg_name").split()
-    if not groups:
-        return []
-    stack.callback(lambda: _lvm("vgchange", configuration, "-an", *groups))
-    _lvm("vgchange", configuration, "-ay", *groups)
-    fields = "vg_name,lv_name,lv_kernel_major,lv_kernel_minor"
-    found = []
-    for line in _lvm("lvs", configuration, "--noheadings", "--separator", "|", "-o", fields, *groups).splitlines():
-        group, name, major, minor = (field.strip() for field in line.split("|"))
-        if int(major) < 0:
-            # A pool's hidden parts and the like are not active themselves.
-            continue
-        node = mounts.node_for(os.makedev(int(major), int(minor)), f"mapper/{group}-{name}", directory)
-        descriptor = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            size, _sector = measure(descriptor)
-            content = identify(Volume(BufferedDevice(descriptor), 0, size)) if size else Content()
-        finally:
-            os.close(descriptor)
-        volume = DiskVolume(f"lvm {group}/{name}", 0, 0, size, "", "", content)
-        nodes[volume] = node
-        found.append(volume)
-    return found
-
-
-def _has_lvm() -> bool:
-    mapper = Path("/proc/misc").read_text(encoding="ascii")
-    return _lvm_program() is not None and "device-mapper" in mapper
-
-
-def _lvm_program() -> str | None:
-    for base in ("/usr/sbin", "/sbin", "/usr/bin", "/bin"):
-        if Path(f"{base}/lvm").exists():
-            return f"{base}/lvm"
-    return None
-
-
-def _lvm(command: str, configuration: str, *arguments: str) -> str:
-    program = _lvm_program()
-    assert program is not None
-    done = subprocess.run(
-        [program, command, "--config", configuration, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"},
-    )
-    if done.returncode != 0:
-        raise AgentError(
-            "LVM_FAILED",
-            f"lvm {command} ended with status {done.returncode}",
-            "Read what it said in the evidence; the volume groups of the copy may be incomplete: copy all their disks",
-            {"output": done.stderr[-2000:]},
-            subject="lvm",
-        )
-    return done.stdout
