@@ -51,13 +51,6 @@ class ActionModule(AgentAction):
         if arguments["state"] == "stopped":
             return self.stop(agent, before, share)
         handed_over = (before.get("cutover") or {}).get("phase")
-        if handed_over == "fenced":
-            raise RemoteError(
-                "SOURCE_FENCED",
-                "this source is fenced: it was handed over to its target.",
-                "roll back first (fleetlift.cvm.rollback): the target has to be off before this source works again.",
-                subject=self.host,
-            )
         # After a handover that let the source run on, the copy is behind it until it is told to follow again.
         running = before["phase"] in RUNNING and handed_over != "released"
         limit = limit_of(arguments) if isinstance(share, NoShare) else {}
