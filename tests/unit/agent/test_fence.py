@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.fence import RECORD, TABLE, Fence, Passage, ruleset
+from loop_pair import MIB, MakePair, Pair, remove_trace
+
+from lab.namespaces import in_netns
 
 AGENT = Path(__file__).resolve().parents[3] / "agent"
 SOURCE, CONTROLLER, CLIENT = "192.0.2.1", "192.0.2.2", "192.0.2.3"
@@ -160,3 +163,54 @@ def test_rules_replace_what_stood_before_and_drop_by_default() -> None:
 def test_passage_for_everybody_or_nobody_is_refused(value: object) -> None:
     with pytest.raises(AgentError, match="ARGUMENT_INVALID"):
         Passage.parse(value)
+
+
+@pytest.fixture
+def fenced_pair(make_pair: MakePair) -> Iterator[tuple[Pair, str]]:
+    """A pair in a network namespace of its own, cut over and fenced, and the namespace."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    namespace = f"flt{os.getpid()}pair"
+    run("ip", "netns", "add", namespace)
+    try:
+        run("ip", "-n", namespace, "link", "set", "lo", "up")
+        pair = make_pair(16 * MIB)
+        in_netns(namespace, pair.start)
+        pair.replicate()
+        pair.prepare(fence=[{"address": "192.0.2.2", "port": 22}])
+        pair.sender.ctl("release", action="fence")
+        assert pair.sender.cutover_phase("fenced")["verified"]
+        yield pair, namespace
+    finally:
+        run("ip", "netns", "delete", namespace)
+
+
+def stands(namespace: str) -> bool:
+    words = ["ip", "netns", "exec", namespace, "nft", "list", "table", "inet", TABLE]
+    return subprocess.run(words, check=False, capture_output=True).returncode == 0
+
+
+def test_fenced_source_stays_so_until_it_is_given_back_and_is_followed_again(fenced_pair: tuple[Pair, str]) -> None:
+    pair, namespace = fenced_pair
+    assert stands(namespace)
+    assert pair.sender.refused("replicate", refresh=True)["code"] == "SOURCE_FENCED"
+    assert pair.sender.refused("abort")["code"] == "CUTOVER_COMMITTED"
+    assert pair.sender.ctl("release", action="fence")["cutover"]["phase"] == "fenced"
+    assert pair.sender.ctl("give_back")["unfenced"]
+    assert not stands(namespace)
+    assert pair.sender.cutover_phase("released")
+    assert not pair.sender.ctl("give_back")["unfenced"]
+    pair.disks[0][0].write(0, b"written after the way back" * 100)
+    pair.refresh()
+    pair.assert_identical()
+
+
+def test_fence_outlives_its_agent_and_the_next_one_takes_it_down(fenced_pair: tuple[Pair, str]) -> None:
+    pair, namespace = fenced_pair
+    pair.sender.kill()
+    assert stands(namespace)
+    remove_trace(pair)
+    in_netns(namespace, pair.sender.start)
+    assert stands(namespace)
+    assert pair.sender.ctl("give_back")["unfenced"]
+    assert not stands(namespace)
