@@ -16,8 +16,18 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils import image_summary, summary
+from ..module_utils.estimate import comparison, happened
 from ..modules.report import DOCUMENTATION
 from ..plugin_utils.agent_action import argument_spec
+
+
+def against_estimate(item: tuple[str, dict[str, Any] | None]) -> str | None:
+    """What the preflight expected of a source that was cut over, and what it took."""
+    source, journal = item
+    known = (journal or {}).get("data") or {}
+    if "cutover" not in known:
+        return None
+    return comparison(source, (known.get("preflight") or {}).get("estimate") or {}, happened(journal or {}))
 
 
 class ActionModule(ActionBase):
@@ -31,11 +41,15 @@ class ActionModule(ActionBase):
         _validated, arguments = self.validate_argument_spec(argument_spec(DOCUMENTATION))
         directory = Path(os.path.expanduser(arguments["path"]))
         form: Any = image_summary if arguments["kind"] == "images" else summary
-        rows = []
+        journals: dict[str, dict[str, Any] | None] = {}
         for source in arguments["sources"]:
             path = directory / f"{source}.json"
-            rows.append(form.row(source, json.loads(path.read_text()) if path.is_file() else None))
-        Display().display("\n" + "\n".join(form.table(rows)) + "\n")
+            journals[source] = json.loads(path.read_text()) if path.is_file() else None
+        rows = [form.row(source, journal) for source, journal in journals.items()]
+        compared = [line for line in map(against_estimate, journals.items()) if line]
+        if compared:
+            compared.insert(0, "Against what was expected:")
+        Display().display("\n" + "\n".join([*form.table(rows), *compared]) + "\n")
         result.update(changed=False, sources=[dataclasses.asdict(each) for each in rows])
         failed = [each.source for each in rows if each.status == "failed"]
         if failed and arguments["fail_on_failure"]:

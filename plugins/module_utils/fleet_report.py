@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
+from .estimate import fleet
 from .finding_codes import CODES
 from .findings import SEVERITIES, Finding, by_severity, finding_from
-from .progress import size
+from .progress import duration, size
 
 SCHEMA = 1
 # XML 1.0, section 2.2: what no document may contain, not even escaped.
@@ -85,11 +86,20 @@ def document(sources: Sequence[Source], generated: float, estimate: Mapping[str,
         "schema": SCHEMA,
         "generated": round(generated, 3),
         "summary": summary(sources),
-        "estimate": dict(estimate),
+        "estimate": dict(estimate) or _expected(sources),
         "waves": waves(sources),
         "codes": codes(sources),
         "sources": [_record(source) for source in sources],
     }
+
+
+def _expected(sources: Sequence[Source]) -> dict[str, Any]:
+    """The estimates of all sources together, with what they assume."""
+    known = [source.estimate for source in sources if source.estimate]
+    if not known:
+        return {}
+    assumptions = dict.fromkeys(line for each in known for line in each.get("assumptions") or ())
+    return {**fleet(known), "assumptions": list(assumptions)}
 
 
 def summary(sources: Sequence[Source]) -> dict[str, Any]:
@@ -211,7 +221,23 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     ]
     counts = report["summary"]
     total = f"{counts['ready']} of {counts['sources']} can migrate, {counts['blocked']} cannot."
-    return [*table, *([""] if blocked else []), *blocked, "", total]
+    return [*table, *([""] if blocked else []), *blocked, "", total, *_expectation(report.get("estimate") or {})]
+
+
+def _expectation(expected: Mapping[str, Any]) -> list[str]:
+    """What the migration of the fleet will take, and what that assumes."""
+    if not expected:
+        return []
+    figures = [
+        f"{size(expected['bytes_to_send'])} to send" if expected.get("bytes_to_send") is not None else "",
+        f"{size(expected['traffic_bytes'])} over the wire" if expected.get("traffic_bytes") is not None else "",
+        f"{duration(expected['seconds'])} until all are in sync" if expected.get("seconds") is not None else "",
+        f"up to {duration(expected['downtime_seconds'])} of downtime each" if expected.get("downtime_seconds") else "",
+    ]
+    return [
+        f"Expected: {', '.join(filter(None, figures))}.",
+        *(f"  assumed: {line}" for line in expected.get("assumptions") or ()),
+    ]
 
 
 def junit(report: Mapping[str, Any]) -> bytes:

@@ -303,6 +303,8 @@ def figures(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if name.endswith("_per_second"):
                 label, shown = name[: -len("_per_second")], f"{size(value)}/s"
+            elif name.startswith("bytes_"):
+                label, shown = name[len("bytes_") :], size(value)
             elif name.endswith(("_bytes", "bytes")):
                 label, shown = name[: -len("bytes")].rstrip("_") or "data", size(value)
             elif name.endswith(("_seconds", "seconds")):
