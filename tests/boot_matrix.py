@@ -30,7 +30,10 @@ LAB = [sys.executable, "-m", "lab", "--name", os.environ.get("FLEETLIFT_LAB") or
 
 @dataclass(frozen=True)
 class Case:
-    """A source: its hardware and layout, the filesystem of its root, and further disks as mount and filesystem."""
+    """A source: its hardware and layout, the filesystem of its root, and further disks as mount and filesystem.
+
+    ``control`` has its unadapted copy booted, ``grow`` has the target's larger disk used; ``plays`` is what happens.
+    """
 
     name: str
     what: str
@@ -38,6 +41,8 @@ class Case:
     root: str = "ext4"
     data: dict[str, str] = field(default_factory=dict)
     control: bool = False
+    grow: bool = False
+    plays: tuple[str, ...] = ("prepare", "converge", "verify")
 
     @property
     def firmware(self) -> str:
@@ -80,6 +85,7 @@ class Case:
         host = described["sources"]["children"]["booting"]["hosts"]["boot1"]
         host["boot_control"] = self.control
         host["boot_firmware"] = self.firmware
+        host["boot_grown"] = host["fleetlift_boot_adapt_grow"] = self.grow
         host["boot_machine"] = self.machine
         targets = ["system", *(f"data{number}" for number in range(1, len(self.data) + 1))]
         host["fleetlift_disks"] = [
@@ -94,7 +100,9 @@ CASES = (
     Case("dep", "MBR, BIOS, IDE, e1000, ext4, initramfs for this hardware only", IDE, control=True),
     Case("uefi", "GPT, UEFI, AHCI, e1000e, ext4", {**AHCI, "firmware": "uefi"}),
     Case("lvm", "MBR, BIOS, IDE, e1000, root on LVM, separate /boot", {**IDE, "lvm": True, "separate_boot": True}),
-    Case("gpt-bios", "GPT with BIOS boot partition, AHCI, e1000e, ext4", {**AHCI, "firmware": "bios"}),
+    Case(
+        "gpt-bios", "GPT with BIOS boot partition, AHCI, e1000e, ext4, grown", {**AHCI, "firmware": "bios"}, grow=True
+    ),
     Case("xfs", "MBR, BIOS, IDE, e1000, root on xfs", IDE, root="xfs"),
     Case("boot", "MBR, BIOS, IDE, e1000, separate /boot", {**IDE, "separate_boot": True}),
     Case("debian-11", "Debian 11, MBR, BIOS, IDE, e1000", {**IDE, "release": "bullseye"}),
@@ -107,6 +115,19 @@ CASES = (
         {"kind": "uml", "lvm": True, "separate_boot": True},
         root="xfs",
         data={"/var/www": "ext4"},
+        grow=True,
+    ),
+    Case(
+        "power-loss",
+        "User-mode Linux: the landing loses its power in the middle of the initramfs; the same command goes on",
+        {"kind": "uml"},
+        plays=("prepare", "power_loss", "converge", "verify"),
+    ),
+    Case(
+        "way-back",
+        "MBR, BIOS, IDE, e1000: a target that cannot boot; the source is the server again; then it moves after all",
+        IDE,
+        plays=("prepare", "way_back", "converge", "verify"),
     ),
 )
 
@@ -121,7 +142,7 @@ def run_case(case: Case, work: Path) -> bool:
     steps = [[*LAB, "down"], [*LAB, "up", str(work / "lab.yml")]]
     steps += [
         [*LAB, "run", "--", "ansible-playbook", *inventories, "--limit", "booting", str(SCENARIO / f"{play}.yml")]
-        for play in ("prepare", "converge", "verify")
+        for play in case.plays
     ]
     with (LOGS / f"{case.name}.log").open("wb") as log:
         try:

@@ -46,6 +46,7 @@ class UmlMachine(VirtualMachine):
         with self._calls:
             parts = [self._image.rescue_initramfs, self._kernel.supplement]
             initramfs = self._directory / "boot.cpio"
+            # Stays, as the rescue system's does: a kernel that restarts reads it again.
             self._join(initramfs, parts)
             self._run_kernel(State.RUNNING, initramfs, [f"rdinit=/{BOOT}", "net.ifnames=0", "quiet"])
 
@@ -87,12 +88,7 @@ class UmlMachine(VirtualMachine):
             *(f"virtio_uml.device={path}:{BLOCK_DEVICE}" for path in sockets),
             *words,
         ]  # fmt: skip
-        self._waited_for = sockets
-        try:
-            self._power_on(state, kernel, [server], output=self.console)
-        finally:
-            # Read by now, and one of them lets in whoever guesses the password from its hash.
-            initramfs.unlink()
+        self._power_on(state, kernel, [server], output=self.console)
 
     def _memory_directory(self) -> Path:
         """Where the guest's memory is a file: in RAM if there is room."""

@@ -17,6 +17,8 @@ from .tree import Tree
 CONCERN = "kernel_command_line"
 
 DEFAULTS = "/etc/default/grub"
+# Read after it: what one of these assigns replaces what the file above says.
+DROP_INS = "/etc/default/grub.d/*.cfg"
 # Where the menus of GRUB 2 lie; those below an EFI directory are often only wrappers.
 MENUS = (
     "/boot/grub/grub.cfg",
@@ -60,6 +62,8 @@ def adapt(tree: Tree, situation: Situation, words: Sequence[str] = ()) -> list[F
     text = tree.read(DEFAULTS)
     if text is not None:
         tree.write(CONCERN, DEFAULTS, adapt_defaults(text, names, wanted, findings))
+    for path in tree.glob(DROP_INS):
+        tree.write(CONCERN, path, _rewrite_defaults(tree.read(path) or "", names, wanted, findings))
     for patterns, rewrite in (
         (MENUS, adapt_menu),
         (ENTRIES, adapt_entry),
@@ -129,7 +133,10 @@ def adapt_defaults(text: str, names: Names, wanted: Wanted, findings: list[Findi
     has_main = re.search(r"^GRUB_CMDLINE_LINUX=", text, re.MULTILINE) is not None
     if not has_main and (wanted.consoles or wanted.words):
         text = text + ("" if text.endswith("\n") or not text else "\n") + 'GRUB_CMDLINE_LINUX=""\n'
+    return _rewrite_defaults(text, names, wanted, findings)
 
+
+def _rewrite_defaults(text: str, names: Names, wanted: Wanted, findings: list[Finding]) -> str:
     def rewrite(found: re.Match[str]) -> str:
         mine = wanted if found[1] == "GRUB_CMDLINE_LINUX=" else Wanted()
         inner = adapt_words(found[3], names, mine, findings)
@@ -196,7 +203,7 @@ def _sub_words(pattern: re.Pattern[str], text: str, names: Names, wanted: Wanted
 def present_words(tree: Tree) -> set[str]:
     """Every word that any boot loader of the copy gives to a kernel."""
     found: set[str] = set()
-    for path in _files(tree, (DEFAULTS, *MENUS, *ENTRIES, *SYSLINUX, *ENVIRONMENTS, *PLAIN)):
+    for path in _files(tree, (DEFAULTS, DROP_INS, *MENUS, *ENTRIES, *SYSLINUX, *ENVIRONMENTS, *PLAIN)):
         found.update(re.split(r"[\s\"']+", tree.read(path) or ""))
     return found
 

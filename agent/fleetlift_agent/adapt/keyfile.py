@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import uuid
 
 from .situation import NetworkPlan
@@ -14,6 +15,9 @@ from .tree import Tree
 CONCERN = "network"
 DIRECTORY = "/etc/NetworkManager/system-connections"
 PATH = f"{DIRECTORY}/fleetlift.nmconnection"
+_SETTINGS = ("/etc/NetworkManager/NetworkManager.conf", "/etc/NetworkManager/conf.d/*.conf",
+             "/usr/lib/NetworkManager/conf.d/*.conf")  # fmt: skip
+_NO_AUTO = re.compile(r"^\s*no-auto-default\s*=\s*\*", re.MULTILINE)
 # Profiles that described the old network; others (VPN, Wi-Fi, containers' dummies) are left alone.
 _WIRED = ("ethernet", "802-3-ethernet", "bond", "bridge", "team", "vlan", "infiniband")
 _SLAVES = ("bond", "bridge", "team")
@@ -25,6 +29,11 @@ def present(tree: Tree) -> bool:
     return bool(_profiles(tree))
 
 
+def enabled(tree: Tree) -> bool:
+    """Whether it is started at all."""
+    return bool(tree.glob("/etc/systemd/system/*.wants/NetworkManager.service"))
+
+
 def named(tree: Tree) -> bool:
     del tree
     return False
@@ -33,6 +42,10 @@ def named(tree: Tree) -> bool:
 def fits(tree: Tree, plan: NetworkPlan) -> bool:
     """One wired profile, bound to no NIC, that asks for its address; or the planned one."""
     profiles = _profiles(tree)
+    if not profiles:
+        # It asks for an address on every wired NIC of its own accord, unless it has been told not to.
+        texts = [tree.read(path) or "" for pattern in _SETTINGS for path in tree.glob(pattern)]
+        return plan.mode == "dhcp" and not any(_NO_AUTO.search(text) for text in texts)
     if list(profiles) == [PATH]:
         return tree.read(PATH) == render(plan)
     if len(profiles) != 1 or plan.mode != "dhcp":

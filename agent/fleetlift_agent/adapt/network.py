@@ -41,6 +41,8 @@ class Stack:
     adapt: Callable[[Tree, NetworkPlan], set[str]]
 
 
+# Programs that need no configuration of their own to be in charge: what comes with the distribution may do, or not.
+_BARE = (("systemd-networkd", networkd.enabled), ("NetworkManager", keyfile.enabled))
 STACKS = (
     Stack("ifupdown", ifupdown.present, ifupdown.fits, ifupdown.named, ifupdown.adapt),
     Stack("netplan", netplan.present, netplan.fits, netplan.named, netplan.adapt),
@@ -55,7 +57,7 @@ def adapt(tree: Tree, situation: Situation, words_in_use: set[str]) -> tuple[lis
     plan = situation.options.network
     if plan.mode == "keep":
         return [], ()
-    present = [stack for stack in STACKS if stack.present(tree)]
+    present = [stack for stack in STACKS if stack.present(tree)] or _bare(tree)
     if not present:
         return [
             Finding(
@@ -79,6 +81,12 @@ def adapt(tree: Tree, situation: Situation, words_in_use: set[str]) -> tuple[lis
     if named and plan.nic == KERNEL_NAME and not kernel_names_nics(tree, words_in_use):
         words = KERNEL_NAMING
     return _findings(tree, plan, lost, replaced), words
+
+
+def _bare(tree: Tree) -> list[Stack]:
+    """The one that is in charge where nothing is configured."""
+    names = [name for name, enabled in _BARE if enabled(tree)]
+    return [stack for stack in STACKS if stack.name in names[:1]]
 
 
 def kernel_names_nics(tree: Tree, words: set[str]) -> bool:

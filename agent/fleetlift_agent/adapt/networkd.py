@@ -17,14 +17,23 @@ PATH = f"{DIRECTORY}/10-fleetlift.network"
 _NAMES = "en* eth*"
 _SAMPLES = ("eth0", "ens5", "enp0s3")
 _NAME = re.compile(r"^\s*Name\s*=\s*(.*?)\s*$", re.MULTILINE)
-_BINDING = re.compile(r"^\s*(?:MACAddress|PermanentMACAddress|Path)\s*=\s*\S", re.MULTILINE)
+# A driver is hardware, too: Amazon Linux 2023 asks for an address on NICs of AWS's drivers only.
+_BINDING = re.compile(r"^\s*(?:MACAddress|PermanentMACAddress|Path|Driver)\s*=\s*\S", re.MULTILINE)
+VENDOR = "/usr/lib/systemd/network/*.network"
+_ENABLED = "/etc/systemd/system/*.wants/systemd-networkd.service"
 _DHCP = re.compile(r"^\s*DHCP\s*=\s*(?:yes|true|1|ipv4|both|v4)\s*$", re.MULTILINE | re.IGNORECASE)
 _KIND = re.compile(r"^\s*Kind\s*=\s*(?:bond|bridge|vlan|team)\s*$", re.MULTILINE)
+_KIND_MATCH = re.compile(r"^\s*Kind\s*=\s*(?!!)\S", re.MULTILINE)
 _TYPE = re.compile(r"^\s*Type\s*=\s*ether\s*$", re.MULTILINE)
 
 
 def present(tree: Tree) -> bool:
     return bool(_wired(tree))
+
+
+def enabled(tree: Tree) -> bool:
+    """Whether it is started at all."""
+    return bool(tree.glob(_ENABLED))
 
 
 def named(tree: Tree) -> bool:
@@ -34,12 +43,12 @@ def named(tree: Tree) -> bool:
 
 def fits(tree: Tree, plan: NetworkPlan) -> bool:
     """The first file decides: it has to match a NIC by any name, and ask for its address."""
-    files = _wired(tree)
+    files = _wired(tree) or _vendor(tree)
     if plan.mode != "dhcp" or (PATH in files and tree.read(PATH) != render(plan)):
         return list(files) == [PATH] and tree.read(PATH) == render(plan)
     if any(_BINDING.search(text) or not _matches_any_nic(text) for text in files.values()):
         return False
-    return bool(_DHCP.search(next(iter(files.values()))))
+    return bool(files) and bool(_DHCP.search(next(iter(files.values()))))
 
 
 def adapt(tree: Tree, plan: NetworkPlan) -> set[str]:
@@ -85,9 +94,19 @@ def _wired(tree: Tree) -> dict[str, str]:
     return found
 
 
+def _vendor(tree: Tree) -> dict[str, str]:
+    """The distribution's files for any NIC by DHCP, which are in force as long as nothing in /etc says otherwise."""
+    texts = {path: tree.read(path) or "" for path in tree.glob(VENDOR)}
+    fitting = {path: text for path, text in texts.items() if _matches_any_nic(text) and not _BINDING.search(text)}
+    return {path: text for path, text in fitting.items() if _DHCP.search(text)}
+
+
 def _matches_any_nic(text: str) -> bool:
     names = [name for found in _NAME.finditer(text) for name in found[1].split()]
-    return bool(_TYPE.search(text)) or all(any(fnmatch.fnmatchcase(nic, name) for name in names) for nic in _SAMPLES)
+    virtual = _KIND_MATCH.search(text) is not None
+    return (bool(_TYPE.search(text)) and not virtual) or all(
+        any(fnmatch.fnmatchcase(nic, name) for name in names) for nic in _SAMPLES
+    )
 
 
 def _is_pattern(name: str) -> bool:
