@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import lvm_volume
 import pytest
 import yaml
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refusal
-from ansible_collections.fleetlift.cvm.plugins.module_utils.images import nbd, qemu
+from ansible_collections.fleetlift.cvm.plugins.module_utils.images import filesystems, guest, nbd, qemu
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.estimate import Assumptions
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.header import Header, ImageFile
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.inspection import Order, inspect
@@ -270,6 +272,127 @@ def test_a_part_that_is_not_there_is_named(good, tmp_path):
 
     assert "IMAGE_PART_MISSING" in codes(found)
     assert found["ok"] is False
+
+
+def test_an_image_in_use_or_encrypted_or_with_leaks_is_told(qcow2, tmp_path):
+    content = bytearray(qcow2.read_bytes())
+    # docs/interop/qcow2.txt: incompatible_features, bit 0 is the dirty bit.
+    content[79] |= 1
+    (tmp_path / "dirty.qcow2").write_bytes(content)
+    secret = [
+        "--object",
+        "secret,id=s,data=words",
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+    ]
+    run("qemu-img", "create", "-q", "-f", "qcow2", *secret, tmp_path / "secret.qcow2", MIB)
+    # The first table of reference counts names a block of them, each of two bytes, for clusters of 64 KiB.
+    table = int.from_bytes(content[48:56], "big")
+    block = int.from_bytes(content[table : table + 8], "big")
+    unused = len(content) // 65536 + 1
+    content[79] &= 0xFE
+    content[block + 2 * unused + 1] = 1
+    (tmp_path / "leak.qcow2").write_bytes(content.ljust((unused + 1) * 65536, b"\0"))
+
+    assert "IMAGE_IN_USE" in codes(look(tmp_path / "dirty.qcow2"), "warning")
+    assert codes(look(tmp_path / "secret.qcow2"), "blocker") == ["IMAGE_ENCRYPTED"]
+    leaking = look(tmp_path / "leak.qcow2")
+    assert codes(leaking) == ["IMAGE_LEAKS"]
+    assert leaking["consistency"]["ok"] is True
+
+
+def changed_system(tmp_path, change):
+    """What is found on a disk whose system was changed by *change* before it was packed."""
+    root = image_files.system(tmp_path / "root")
+    change(root)
+    image_files.filesystem(tmp_path / "volume", "ext4", root, 16 * MIB)
+    return look(image_files.disk(tmp_path / "disk.raw", tmp_path / "volume"))
+
+
+def test_a_system_that_the_api_has_no_name_for_is_told(tmp_path):
+    def change(root):
+        (root / "usr/lib/os-release").write_text("ID=gentoo\nNAME=Gentoo\n")
+
+    found = changed_system(tmp_path, change)
+
+    assert codes(found) == ["IMAGE_OS_UNKNOWN"]
+    assert found["import_parameters"]["os_type"] == "Other Linux"
+
+
+def test_a_kernel_without_virtio_at_all_is_a_blocker_that_no_initramfs_cures(tmp_path):
+    def change(root):
+        (root / f"usr/lib/modules/{image_files.KERNEL}/modules.dep").write_text("kernel/ata_piix.ko:\n")
+
+    found = changed_system(tmp_path, change)
+
+    assert codes(found, "blocker") == ["KERNEL_WITHOUT_VIRTIO"]
+    assert found["kernels"][0]["no_driver"] is True
+
+
+def test_a_system_without_a_kernel_does_not_boot(tmp_path):
+    found = changed_system(tmp_path, lambda root: (root / f"boot/vmlinuz-{image_files.KERNEL}").unlink())
+
+    assert codes(found, "blocker") == ["NO_KERNEL"]
+
+
+def test_a_system_of_before_os_release_is_known_by_its_own_file(tmp_path):
+    def change(root):
+        (root / "etc/os-release").unlink()
+        (root / "usr/lib/os-release").unlink()
+        (root / "etc/redhat-release").write_text("CentOS release 6.10 (Final)\n")
+        (root / "etc/centos-release").write_text("CentOS release 6.10 (Final)\n")
+
+    found = changed_system(tmp_path, change)
+
+    assert found["import_parameters"]["os_type"] == "CentOS"
+    assert found["import_parameters"]["os_version"] == "6.10"
+
+
+def test_two_systems_on_one_disk_are_not_guessed_between(volume, tmp_path):
+    found = look(image_files.disk(tmp_path / "disk.raw", volume, volume))
+
+    assert found["system"] is None
+    assert "2 volumes hold one" in found["unread"][0]["why"]
+
+
+def test_what_keeps_its_reader_busy_or_fills_its_memory_comes_to_an_end(good, monkeypatch):
+    monkeypatch.setattr(filesystems, "LARGEST_FILE", 20)
+    small = look(good)
+    monkeypatch.undo()
+
+    def for_ever(_disk, _found):
+        while True:
+            pass
+
+    monkeypatch.setattr(guest, "examine", for_ever)
+    slow = inspect(str(good), Order(AGENT, content_timeout=0.2), Wishes(), Assumptions(12.5e6))
+
+    assert "larger than" in small["unread"][0]["why"]
+    assert codes(slow) == ["IMAGE_UNREAD"]
+    assert "took longer" in slow["findings"][0]["cause"]
+
+
+def test_a_program_ends_with_the_one_that_started_it():
+    collections = next(path for path in sys.path if Path(path, "ansible_collections/fleetlift").is_dir())
+    script = (
+        "import subprocess, time\n"
+        "from ansible_collections.fleetlift.cvm.plugins.module_utils.images import qemu\n"
+        "print(subprocess.Popen(['sleep', '600'], preexec_fn=qemu.limited).pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": collections}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as parent:
+        child = int(parent.stdout.readline())
+        with open(f"/proc/{child}/comm") as comm:
+            assert comm.read() == "sleep\n"
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    gone = not Path(f"/proc/{child}").exists()
+    if not gone:
+        os.kill(child, signal.SIGKILL)
+    assert gone
 
 
 def test_archives_isos_and_nothing_at_all_are_told_apart(tmp_path, good):

@@ -138,6 +138,9 @@ def test_a_second_run_does_nothing_until_the_image_or_the_options_change(guest, 
     assert do(source, tmp_path / "ready.qcow2", options={"cloud_init": "keep"})["changed"] is True
     os.utime(source)
     assert do(source, tmp_path / "ready.qcow2", options={"cloud_init": "keep"})["changed"] is True
+    with (tmp_path / "ready.qcow2").open("ab") as file:
+        file.write(b"written to since")
+    assert do(source, tmp_path / "ready.qcow2", options={"cloud_init": "keep"})["changed"] is True
     (tmp_path / "ready.qcow2.adapt.json").write_text("[]")
     assert do(source, tmp_path / "ready.qcow2", options={"cloud_init": "keep"})["changed"] is True
 
