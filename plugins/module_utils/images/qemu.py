@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from ..findings import Refusal, refuse
-from .header import Header
-from .recognise import QEMU_DRIVERS
+from .header import Header, ImageFile
+from .recognise import QEMU_DRIVERS, recognise
 
 # Far more than a sound image needs; a malicious one may not take the host's memory.
 MEMORY = 4 << 30
@@ -124,6 +124,17 @@ def check_parts(path: Path, header: Header) -> None:
                 path.name,
                 f"The data of the image lies in {name}, which is not there.",
                 f"Put {name} beside {path.name}, or export the disk as one file.",
+                file=name,
+            )
+        with ImageFile(str(part)) as file:
+            inner = recognise(file)
+        if inner.format == "vmdk" and (inner.problem or inner.parts or inner.backing):
+            # QEMU takes a part without a capacity for another descriptor, and follows what that names.
+            raise refuse(
+                "IMAGE_EXTERNAL_DATA",
+                path.name,
+                f"{name}, which holds its data, is no part of a disk: {inner.problem or 'it names other files'}.",
+                "Do not use an image from a source that you do not trust. If it is your own, export it as one file.",
                 file=name,
             )
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -500,6 +501,31 @@ def test_a_descriptor_that_names_files_elsewhere_is_refused(named, tmp_path):
     assert "IMAGE_EXTERNAL_DATA" in codes(found, "blocker")
     assert found["partition_table"] is None
     assert SECRET.decode() not in json.dumps(found)
+
+
+def test_a_part_that_is_a_descriptor_itself_is_refused(tmp_path):
+    """QEMU follows a sparse part of no capacity to the descriptor in it, and that to any file."""
+    inner = b'# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\nRW 8 FLAT "/etc/shadow" 0\n'
+    head = struct.pack("<4sIIQQQQIQQQ", b"KDMV", 1, 3, 0, 128, 1, 1, 512, 0, 0, 0)
+    (tmp_path / "web1-s001.vmdk").write_bytes(head.ljust(512, b"\0") + inner.ljust(512, b"\0"))
+    image = tmp_path / "web1.vmdk"
+    image.write_text(
+        '# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="twoGbMaxExtentSparse"\n'
+        'RW 8 SPARSE "web1-s001.vmdk"\n'
+    )
+
+    found = look(image)
+
+    assert "IMAGE_EXTERNAL_DATA" in codes(found, "blocker")
+    assert found["partition_table"] is None
+
+
+def test_a_name_of_another_format_is_a_note(good, tmp_path):
+    image = tmp_path / "web1.vmdk"
+    shutil.copy(good, image)
+
+    assert codes(look(image), "note") == ["IMAGE_EXTENSION"]
+    assert look(image)["image"]["extension_fits"] is False
 
 
 def test_a_name_that_looks_like_a_protocol_is_a_name(good, tmp_path):
