@@ -260,6 +260,8 @@ def controller_environment(place: Place) -> dict[str, str]:
         **os.environ,
         "FLEETLIFT_LAB_DIR": str(place.base),
         "FLEETLIFT_LAB_NAME": place.name,
+        # Another lab has machines at the same addresses: a connection that is shared must not lead there.
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(place.directory / "cp"),
         "TENCENTCLOUD_SECRET_ID": account["secret_id"],
         "TENCENTCLOUD_SECRET_KEY": account["secret_key"],
         "TENCENTCLOUD_REGION": account["region"],

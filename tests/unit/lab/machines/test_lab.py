@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.cli import controller_environment
 from lab.command import run
 from lab.ledger import Ledger
 from lab.place import DEFAULT_DIRECTORY, Place
@@ -212,3 +213,14 @@ def test_directory_of_someone_else_is_never_touched(lab: Lab) -> None:
     finally:
         (lab.place.directory / "precious").unlink()
         lab.place.directory.rmdir()
+
+
+def test_connections_that_ansible_shares_are_the_labs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEETLIFT_LAB_DIR", str(tmp_path))
+    paths = []
+    for name in ("one", "two"):
+        place = Place.of(name)
+        place.directory.mkdir()
+        place.credentials.write_text('{"secret_id": "i", "secret_key": "k", "region": "r"}', encoding="ascii")
+        paths.append(controller_environment(place)["ANSIBLE_SSH_CONTROL_PATH_DIR"])
+    assert len(set(paths)) == 2 and all(str(tmp_path) in path for path in paths)
