@@ -34,7 +34,7 @@ endef
 $(VENV)/.packages $(VENV)/.packages-virtual $(VENV)/.packages-uml: $(VENV)/.%: lab/%.txt
 	$(install)
 
-$(VENV)/.packages-browser: $(VENV)/.%: tests/%.txt
+$(VENV)/.packages-browser $(VENV)/.packages-bench: $(VENV)/.%: tests/%.txt
 	$(install)
 
 $(VENV)/.ready: requirements.txt requirements-dev.txt | $(VENV)/.packages
@@ -117,3 +117,8 @@ $(VENV)/bench/.ready: tests/bench/requirements.txt
 .PHONY: offline-bench
 offline-bench: setup $(VENV)/bench/.ready ## Upload a file with cos_object and with the vendor's coscmd, in turns
 	PYTHONPATH=.:$(ANSIBLE_COLLECTIONS_PATH) $(PYTHON) tests/bench/offline_upload.py --coscmd $(VENV)/bench/bin/coscmd
+
+CASES ?=
+.PHONY: bench
+bench: setup $(VENV)/.packages-bench ## Measure beside rsync and nbdcopy; CASES="final size" for some (all: 15 minutes)
+	PYTHONPATH=.:agent:tests/unit/agent $(PYTHON) tests/bench/replication $(CASES)

@@ -8,7 +8,7 @@ All sizes are bytes. The last extent of a disk and its last sub-block may be sho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 EXTENT = 1 << 20
@@ -67,10 +67,3 @@ def data_bytes(ranges: Iterable[Range], length: int) -> int:
 def zero_bytes(ranges: Iterable[Range], length: int) -> int:
     """Bytes that these ranges of an extent of `length` bytes turn to zero."""
     return sum(end - start for start, end in (part.span(length) for part in ranges if part.zero))
-
-
-def sub_blocks_of(ranges: Iterable[Range]) -> Iterator[tuple[int, bool]]:
-    """The (sub-block number, is zero) pairs that the ranges stand for."""
-    for part in ranges:
-        for number in range(part.first, part.first + part.count):
-            yield number, part.zero

@@ -12,11 +12,12 @@ would need somebody who writes both versions to his own disk.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Iterable
 from typing import Callable, Protocol
 
-from fleetlift_agent.extents import EXTENT, SUB_BLOCK, sub_block_count
+from fleetlift_agent.extents import EXTENT, SUB_BLOCK
 
 try:
     import blake3 as _blake3
@@ -33,21 +34,24 @@ DETECTOR = 16
 # No digest is ever all zero in practice (probability 2**-256), so this marks "not known".
 UNKNOWN = bytes(DIGEST)
 _ZERO_EXTENT = bytes(EXTENT)
+_memcmp = ctypes.CDLL(None).memcmp
 
 
 class _Digesting(Protocol):
+    def update(self, data: bytes | memoryview, /) -> object: ...
+
     def digest(self) -> bytes: ...
 
 
 class Hash:
     """One negotiated cryptographic hash and everything derived from it."""
 
-    def __init__(self, name: str, new: Callable[[bytes | memoryview], _Digesting]) -> None:
+    def __init__(self, name: str, new: Callable[[bytes | bytearray | memoryview], _Digesting]) -> None:
         self.name = name
         self._new = new
         self.zero_leaf = self.leaf(bytes(SUB_BLOCK))
 
-    def digest(self, data: bytes | memoryview) -> bytes:
+    def digest(self, data: bytes | bytearray | memoryview) -> bytes:
         return self._new(data).digest()
 
     def leaf(self, data: bytes | memoryview) -> bytes:
@@ -57,23 +61,33 @@ class Hash:
     def leaves(self, data: memoryview) -> bytes:
         """Concatenated hashes of the 4 KiB sub-blocks of `data`."""
         if len(data) % SUB_BLOCK == 0 and is_zero(data):
-            return self.zero_leaf * sub_block_count(len(data))
+            return self.zero_leaves(len(data))
         new = self._new
         return b"".join([new(data[at : at + SUB_BLOCK]).digest()[:LEAF] for at in range(0, len(data), SUB_BLOCK)])
+
+    def zero_leaves(self, size: int) -> bytes:
+        """As `leaves` of so many zero bytes."""
+        whole, rest = divmod(size, SUB_BLOCK)
+        return self.zero_leaf * whole + (self.leaf(bytes(rest)) if rest else b"")
 
     def extent_digest(self, data: memoryview) -> bytes:
         return self.digest(self.leaves(data))
 
     def root(self, digests: Iterable[bytes]) -> bytes:
         """The hash over concatenated digests (bytes-like pieces, consumed one by one)."""
-        return self.digest(b"".join(digests))
+        state = self._new(b"")
+        for piece in digests:
+            state.update(piece)
+        return state.digest()
 
 
 def is_zero(data: memoryview) -> bool:
-    """Whether all bytes are zero. Compares as bytes: CPython compares memoryviews item by item, 30 times slower."""
-    size = len(data)
-    zeros = _ZERO_EXTENT if size == EXTENT else bytes(size)
-    return bytes(data) == zeros
+    """Whether all of up to EXTENT bytes are zero. CPython compares memoryviews item by item, a hundred times slower."""
+    size = ctypes.c_size_t(len(data))
+    if not data.readonly:
+        return bool(_memcmp(ctypes.byref(ctypes.c_char.from_buffer(data)), _ZERO_EXTENT, size) == 0)
+    content = data.obj if isinstance(data.obj, bytes) and len(data.obj) == len(data) else bytes(data)
+    return bool(_memcmp(content, _ZERO_EXTENT, size) == 0)
 
 
 class ChangeDetector(Protocol):

@@ -15,11 +15,12 @@ from array import array
 from collections.abc import Iterator
 from typing import Callable
 
-from fleetlift_agent.hashing import UNKNOWN, Hash
+from fleetlift_agent.hashing import DIGEST, UNKNOWN, Hash
 from fleetlift_agent.manifest import Manifest
 
 # States of an extent: read back long ago, read back, durable and not read back yet, without a known content.
 _DUE, _FRESH, _WRITTEN, _OPEN = range(4)
+_PIECE = 1 << 15
 _ALL_DUE = bytes([_DUE if state == _FRESH else state for state in range(256)])
 
 Reading = Callable[[int, mmap.mmap], memoryview]
@@ -31,7 +32,15 @@ class ReadBack:
     def __init__(self, manifest: Manifest, read: Reading) -> None:
         self._manifest = manifest
         self._read = read
-        self._states = bytearray(_OPEN if manifest.get(n) == UNKNOWN else _WRITTEN for n in range(manifest.count))
+        self._states = bytearray()
+        for first in range(0, manifest.count, _PIECE):
+            count = min(_PIECE, manifest.count - first)
+            digests = manifest.slice(first, count)
+            if digests == UNKNOWN * count:
+                self._states += bytes([_OPEN]) * count
+            else:
+                known = (digests[at : at + DIGEST] != UNKNOWN for at in range(0, len(digests), DIGEST))
+                self._states += bytes(_WRITTEN if each else _OPEN for each in known)
         self._stamps = array("I", bytes(4 * manifest.count))
         self._lock = threading.Lock()
         # Who reads an extent at this moment; a write sends them away empty-handed.
@@ -108,9 +117,16 @@ class ReadBack:
 
     def unproved(self, age: float | None) -> Iterator[int]:
         """The extents that were not read back since they were written or, with `age`, within so many seconds."""
-        oldest = 0 if age is None else int(time.time() - age) + 1
+        if age is None:
+            # Under the freeze: a disk of any size is searched in milliseconds.
+            found = self._states.find(_WRITTEN)
+            while found >= 0:
+                yield found
+                found = self._states.find(_WRITTEN, found + 1)
+            return
+        oldest = int(time.time() - age) + 1
         for extent in range(self._manifest.count):
-            if self._states[extent] == _WRITTEN or (age is not None and self._stamps[extent] < oldest):
+            if self._states[extent] == _WRITTEN or self._stamps[extent] < oldest:
                 yield extent
 
     def start_round(self) -> None:

@@ -22,7 +22,7 @@ from fleetlift_agent.committer import Committer
 from fleetlift_agent.compression import Unpacker
 from fleetlift_agent.connection import Connection, ConnectionLost
 from fleetlift_agent.errors import AgentError
-from fleetlift_agent.extents import EXTENT, SUB_BLOCK, data_bytes, sub_block_count, sub_blocks_of
+from fleetlift_agent.extents import EXTENT, SUB_BLOCK, data_bytes, sub_block_count
 from fleetlift_agent.hashing import DIGEST, LEAF, UNKNOWN, is_zero, load_hash
 from fleetlift_agent.manifest import disk_root
 from fleetlift_agent.replica import ReplicaDisk
@@ -246,22 +246,23 @@ class Worker:
         """
         length = disk.length(write.key.extent)
         count = sub_block_count(length)
-        changed = dict(sub_blocks_of(write.ranges))
-        told = bytes(count * LEAF) if len(changed) == count else self._session.recall(write.key)
+        whole = sum(part.count for part in write.ranges) == count
+        told = bytes(count * LEAF) if whole else self._session.recall(write.key)
         if told is None:
             told = self._own_leaves(disk, write.key.extent)
-        merged = [told[at * LEAF : (at + 1) * LEAF] for at in range(count)]
-        view = memoryview(content)
-        arrived = []
-        for number, zero in changed.items():
-            size = min(SUB_BLOCK, length - number * SUB_BLOCK)
-            if zero:
-                merged[number] = self._hash.zero_leaf if size == SUB_BLOCK else self._hash.leaf(bytes(size))
+        merged = bytearray(told)
+        # Only the last sub-block of a disk may be short, and that is the last one here.
+        arrived = self._hash.leaves(memoryview(content))
+        at = 0
+        for part in write.ranges:
+            place = slice(part.first * LEAF, (part.first + part.count) * LEAF)
+            if part.zero:
+                start, end = part.span(length)
+                merged[place] = self._hash.zero_leaves(end - start)
             else:
-                merged[number] = self._hash.leaf(view[:size])
-                arrived.append(merged[number])
-                view = view[size:]
-        if self._hash.root(arrived) != write.content_hash or self._hash.root(merged) != write.digest:
+                merged[place] = arrived[at : at + part.count * LEAF]
+                at += part.count * LEAF
+        if self._hash.digest(arrived) != write.content_hash or self._hash.digest(merged) != write.digest:
             raise AgentError(
                 "CONTENT_MISMATCH",
                 f"Content for extent {write.key.extent} of disk {disk.id} does not have the announced hash",
@@ -270,7 +271,7 @@ class Worker:
                 {"disk": disk.id, "extent": write.key.extent},
                 subject=f"disk {disk.id}",
             )
-        return b"".join(merged)
+        return bytes(merged)
 
     def _request(self, request: dict[str, Any]) -> None:
         operation = request.get("op")

@@ -53,14 +53,13 @@ log = logging.getLogger(__name__)
 
 _READERS = 2
 # Extents sent and not yet acknowledged; each costs a few hundred bytes here, its content nothing.
-_WINDOW = 512
+_WINDOW = 4096
 # What lies between two changes is read with them when it is shorter than this: one request costs more than these bytes.
 _GAP = 64 << 10
 # More lost extents than this are not remembered one by one: their disk is gone through.
 _REMEMBERED_LOSSES = 4096
 # How long a reader waits for an extent that comes back, in seconds.
 _PATIENCE = 0.1
-_ZEROS = bytes(EXTENT)
 # Two bits for each 4 KiB.
 _DIRTY = EXTENT // 4096 * 2 // 8
 # Errors that a new connection cannot cure.
@@ -144,10 +143,20 @@ def pool_size(connections: int) -> int:
 
 
 @dataclass(frozen=True)
+class _Zeros:
+    """What is known of an extent of zeros without looking at it."""
+
+    fingerprint: bytes
+    leaves: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True)
 class _Read:
     """An extent that was read and differs from what the target is known to hold. Owns its buffer.
 
-    Of a part (see _Part) the buffer holds the sub-blocks that changed; `whole` is false.
+    Of a part (see _Part) the buffer holds the sub-blocks that changed; `whole` is false. Where nobody uses any of the
+    extent its leaves are those of zeros, and the buffer holds anything.
     """
 
     key: ExtentKey
@@ -211,10 +220,13 @@ class ExtentSet:
         if disk in self.disks:
             return
         if len(self.keys) >= _REMEMBERED_LOSSES:
-            self.disks.add(disk)
-            self.keys = {key: None for key in self.keys if key.disk != disk}
+            self.add_disk(disk)
         else:
             self.keys[ExtentKey(disk, extent)] = None
+
+    def add_disk(self, disk: int) -> None:
+        self.disks.add(disk)
+        self.keys = {key: None for key in self.keys if key.disk != disk}
 
     def update(self, other: ExtentSet, disks: Callable[[int], bool] = lambda _disk: True) -> None:
         """Take over the other's extents of these disks."""
@@ -331,8 +343,12 @@ class Session:
                 answer = self._await(self._digests)
                 if answer.key != ExtentKey(number, first) or len(answer.digests) != count * DIGEST:
                     raise wire.malformed("digests that were not asked for")
-                if answer.digests == disk.manifest.slice(first, count) and UNKNOWN not in answer.digests:
-                    continue
+                if answer.digests == disk.manifest.slice(first, count):
+                    if UNKNOWN not in answer.digests:
+                        continue
+                    if answer.digests == UNKNOWN * count and count > _REMEMBERED_LOSSES:
+                        losses.unknown.add_disk(number)
+                        continue
                 for at in range(count):
                     digest = answer.digests[at * DIGEST : (at + 1) * DIGEST]
                     known = disk.manifest.get(first + at)
@@ -430,6 +446,8 @@ class Pipeline:
         self._in_flight: dict[ExtentKey, tuple[bytes, bytes]] = {}
         self._window = threading.BoundedSemaphore(_WINDOW)
         self._stopping = threading.Event()
+        # By length in bytes: that of an extent, and of the last one of a disk.
+        self._known_zeros: dict[int, _Zeros] = {}
 
     def run(self) -> None:
         """Until every extent of the pass is durable on the target.
@@ -524,14 +542,15 @@ class Pipeline:
 
     def _examine_whole(self, key: ExtentKey, buffer: mmap.mmap, known: bytes) -> None:
         disk = self._disks[key.disk]
-        view = self._masked(disk, key, buffer)
-        fingerprint = self._detector.fingerprint(view)
+        view = memoryview(buffer)[: disk.length(key.extent)]
+        zeros = self._masked(disk, key, buffer, view)
+        fingerprint = zeros.fingerprint if zeros else self._detector.fingerprint(view)
         # The final pass never trusts the change detector.
         if self._work.kind != "final" and disk.unchanged(key.extent, fingerprint):
             self._settle(key, buffer, len(view))
             return
-        leaves = self._session.hash.leaves(view)
-        digest = self._session.hash.digest(leaves)
+        leaves = zeros.leaves if zeros else self._session.hash.leaves(view)
+        digest = zeros.digest if zeros else self._session.hash.digest(leaves)
         if digest == known:
             disk.confirm(key.extent, digest, fingerprint)
             self._settle(key, buffer, len(view))
@@ -546,20 +565,26 @@ class Pipeline:
         else:
             self._jobs.put(_Ask(item))
 
-    def _masked(self, disk: SenderDisk, key: ExtentKey, buffer: mmap.mmap) -> memoryview:
-        """The extent with zeros for what nobody uses, which is not even read when it is all."""
-        length = disk.length(key.extent)
+    def _masked(self, disk: SenderDisk, key: ExtentKey, buffer: mmap.mmap, view: memoryview) -> _Zeros | None:
+        """Have the extent in the buffer, with zeros for what nobody uses; when that is all, nothing is even read."""
+        length = len(view)
         free = self._mask.free(key)
         if free == [(0, length)]:
-            view = memoryview(buffer)[:length]
-            view[:] = memoryview(_ZEROS)[:length]
             self._work.count(bytes_free=length)
-            return view
-        view = disk.reader.read(key.extent, buffer)
+            return self._zeros(length)
+        disk.reader.read(key.extent, buffer)
         self._work.count(bytes_read=length, bytes_free=sum(end - start for start, end in free))
         for start, end in free:
-            view[start:end] = memoryview(_ZEROS)[: end - start]
-        return view
+            view[start:end] = bytes(end - start)
+        return None
+
+    def _zeros(self, length: int) -> _Zeros:
+        known = self._known_zeros.get(length)
+        if known is None:
+            content, leaves = memoryview(bytes(length)), self._session.hash.zero_leaves(length)
+            known = _Zeros(self._detector.fingerprint(content), leaves, self._session.hash.digest(leaves))
+            self._known_zeros[length] = known
+        return known
 
     def _settle(self, key: ExtentKey, buffer: mmap.mmap, length: int) -> None:
         self._pool.release(buffer)
@@ -570,8 +595,11 @@ class Pipeline:
         """What to send to turn the sub-blocks with the leaves `held` into ours; everything when `held` is empty."""
         zero = self._session.hash.zero_leaf
         own = item.leaves
-        if not held and own == zero * (len(own) // LEAF):
-            return (Range(0, len(own) // LEAF, True),)
+        count = len(own) // LEAF
+        if not held and own == zero * count:
+            return (Range(0, count, True),)
+        if not held and zero not in own:
+            return (Range(0, count, False),)
         parts = []
         for at in range(0, len(own), LEAF):
             leaf = own[at : at + LEAF]
@@ -638,20 +666,15 @@ class Pipeline:
             while not self._window.acquire(timeout=0.2):
                 if self._ended():
                     return
-            raw = b"".join(
-                [item.view[slice(*part.span(length))] for part in job.ranges if not part.zero],
-            )
-            carried = [
-                item.leaves[number * LEAF : (number + 1) * LEAF]
-                for part in job.ranges
-                if not part.zero
-                for number in range(part.first, part.first + part.count)
-            ]
+            carried = [part for part in job.ranges if not part.zero]
+            pieces = [item.view[slice(*part.span(length))] for part in carried]
+            raw = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            leaves = [item.leaves[part.first * LEAF : (part.first + part.count) * LEAF] for part in carried]
             codec, packed = economy.pack(raw) if raw else (0, raw)
             write = Write(
                 item.key,
                 item.digest,
-                self._session.hash.root(carried),
+                self._session.hash.root(leaves),
                 job.ranges,
                 codec,
                 data_bytes(job.ranges, length),

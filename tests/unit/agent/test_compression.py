@@ -78,6 +78,18 @@ class Clock:
         return self._now
 
 
+@pytest.mark.parametrize(("send_seconds", "level"), [(1e-5, -5), (0.02, 1), (1.0, 3)])
+def test_zstd_makes_more_effort_the_slower_the_link_is(send_seconds: float, level: int) -> None:
+    codec = load_codec("zstd")
+    economy = Economy(codec, Clock(0.001))
+    for _ in range(40):
+        # The clock lets each compression take a millisecond, whatever the level.
+        _number, packed = economy.pack(TEXT)
+        economy.sent(len(TEXT), send_seconds)
+        assert Unpacker().unpack(CODEC_ZSTD, memoryview(packed), len(TEXT)) == TEXT
+    assert codec.level == level
+
+
 def test_zlib_is_skipped_when_the_link_is_faster() -> None:
     economy = Economy(load_codec("zlib"), Clock(1.0))
     assert economy.pack(TEXT)[0] == CODEC_ZLIB

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from fleetlift_agent import receiver, sender
 from fleetlift_agent.hashing import load_hash
 from loop_pair import MIB, Loop, MakePair, Pair, wait_for
 
@@ -333,18 +334,37 @@ def test_sender_holds_its_disks_read_only_and_direct(make_pair: MakePair) -> Non
 
 
 def test_memory_stays_within_the_stated_bound(make_pair: MakePair) -> None:
-    from fleetlift_agent.receiver import memory_bound as receiver_bound
-    from fleetlift_agent.sender import memory_bound as sender_bound
-
     size = 2048 * MIB
     pair = make_pair(size)
     for at in range(0, 2048, 32):
         pair.disks[0][0].write(at * MIB, os.urandom(MIB))
     pair.start()
     pair.replicate()
-    for agent, bound in ((pair.sender, sender_bound(size, 4)), (pair.receiver, receiver_bound(size, 4))):
+    assert_bounded(pair, size)
+
+
+@pytest.mark.parametrize("size", [1 << 40, 16 << 40])
+def test_memory_for_huge_disks_is_what_is_stated(make_pair: MakePair, size: int) -> None:
+    """Sparse disks, tracked: the manifests, the digests of all extents on both sides, and a pass that runs."""
+    pair = make_pair(size, tracking=True)
+    for at in range(0, 512, 2):
+        pair.disks[0][0].write(at * MIB, os.urandom(MIB))
+    pair.start()
+    pair.sender.ctl("replicate")
+    wait_for(lambda: pair.sender.state["progress"]["bytes_done"] > 256 * MIB, "some of it is there", 240)
+    # Granules all over the disk, so that the map of what changed is as large as it gets for so few.
+    for at in range(0, size, size // 64):
+        pair.disks[0][0].write(at, os.urandom(4096))
+    wait_for(lambda: pair.sender.state["progress"]["bytes_done"] > 512 * MIB, "some more", 240)
+    assert_bounded(pair, size)
+
+
+def assert_bounded(pair: Pair, size: int) -> None:
+    bounds = ((pair.sender, sender.memory_bound(size, 4)), (pair.receiver, receiver.memory_bound(size, 4)))
+    for agent, bound in bounds:
         status = Path(f"/proc/{agent.pid}/status").read_text()
         peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+        print(agent.config["role"], size >> 40, "TiB:", peak >> 20, "MiB of", bound >> 20)
         assert peak <= bound, f"{agent.config['role']}: {peak} > {bound}"
 
 
