@@ -6,7 +6,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """What the image modules have in common: the file, the assumptions of the estimate, and what they need."""
+    """What the image modules have in common, and what the estimate of some of them assumes."""
 
     DOCUMENTATION = r"""
 options:
@@ -14,6 +14,18 @@ options:
     description: The image file, on the machine that the task runs on.
     type: path
     required: true
+  agent:
+    description: The agent's program, whose parsers are used. Set by this collection itself.
+    type: path
+requirements:
+  - qemu-img and qemu-nbd (the package is qemu-utils, qemu-img or qemu-tools)
+notes:
+  - The format is the one of the file's content. QEMU's programs are always told which format to read and never follow a
+    reference to another file, so that an image cannot make them read files of this machine.
+"""
+
+    ESTIMATE = r"""
+options:
   bandwidth:
     description: The bandwidth to COS for the estimate, in bytes per second. The default is 100 Mbit/s.
     type: float
@@ -37,13 +49,4 @@ options:
     description: For how many days the object is kept in COS.
     type: float
     default: 1
-  agent:
-    description: The agent's program, whose parsers are used. Set by this collection itself.
-    type: path
-requirements:
-  - qemu-img and qemu-nbd (the package is qemu-utils, qemu-img or qemu-tools)
-notes:
-  - The format is the one of the file's content. QEMU's programs are always told which format to read and never follow a
-    reference to another file, so that an image cannot make them read files of this machine.
-  - Both limits and both meanings of GB are handled where the vendor does not say which one counts.
 """

@@ -22,6 +22,7 @@ description:
 author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
+  - fleetlift.cvm.adaptation
   - fleetlift.cvm.attributes
 options:
   state:
@@ -68,13 +69,6 @@ options:
       target_size:
         description: The target disk's size in bytes. Not used.
         type: int
-  skip:
-    description: Concerns to leave alone.
-    type: list
-    elements: str
-    choices: [partition_table, fstab, crypttab, mdadm, lvm, network, nic_names, guest_tools, cloud_init,
-              kernel_command_line, initramfs, boot_loader, selinux]
-    default: []
   firmware:
     description: What the target starts with. V(auto) is what its landing was started with.
     type: str
@@ -87,51 +81,6 @@ options:
       - What an LVM physical volume gains goes to the root's logical volume and filesystem when these are in its group.
     type: bool
     default: false
-  root:
-    description: The root filesystem, as C(UUID=...), when the copy holds several systems.
-    type: str
-  network:
-    description: How the first NIC gets its address.
-    type: dict
-    default: {}
-    suboptions:
-      mode:
-        description: V(keep) leaves the network's configuration as it is.
-        type: str
-        choices: [dhcp, static, keep]
-        default: dhcp
-      nic:
-        description:
-          - The NIC's name where a configuration needs one. By default C(eth0), for which the kernel's own naming is
-            switched on if it is not.
-        type: str
-      address:
-        description: The address with its prefix length, such as C(10.0.0.5/24). Required for V(static).
-        type: str
-      gateway:
-        description: The default route.
-        type: str
-      dns:
-        description: Name servers.
-        type: list
-        elements: str
-        default: []
-  consoles:
-    description: Consoles that the kernel shall have, added in this order where they are missing.
-    type: list
-    elements: str
-    default: []
-  cloud_init:
-    description:
-      - What becomes of cloud-init where it is installed. V(safe) keeps it from changing host keys, users, host name,
-        network and package sources when it takes the target for a new instance.
-    type: str
-    choices: [safe, disabled, keep]
-    default: safe
-  command_timeout:
-    description: How long one program of the copy may take, such as the one that makes an initramfs, in seconds.
-    type: int
-    default: 1800
   python:
     description: The interpreter for the agent. A suitable one is found when not given.
     type: str

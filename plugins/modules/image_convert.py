@@ -22,6 +22,7 @@ author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
   - fleetlift.cvm.image
+  - fleetlift.cvm.image.estimate
   - fleetlift.cvm.attributes
 options:
   dest:
@@ -127,6 +128,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.compress import Wish, compress
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.module import (
     assumptions_of,
+    estimate_argument_spec,
     image_argument_spec,
     prepared,
 )
@@ -137,6 +139,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **image_argument_spec(),
+            **estimate_argument_spec(),
             "dest": {"type": "path", "required": True},
             "when": {"type": "str", "choices": ["always", "pays", "never"], "default": "pays"},
             "compression": {"type": "str", "choices": ["zlib", "zstd"], "default": "zlib"},

@@ -20,6 +20,7 @@ author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
   - fleetlift.cvm.image
+  - fleetlift.cvm.image.estimate
   - fleetlift.cvm.attributes
   - fleetlift.cvm.attributes.read_only
 options:
@@ -271,6 +272,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.images.inspection im
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.judgement import Wishes
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.module import (
     assumptions_of,
+    estimate_argument_spec,
     image_argument_spec,
     prepared,
 )
@@ -280,6 +282,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **image_argument_spec(),
+            **estimate_argument_spec(),
             "feature": {"type": "str", "choices": ["import_image", "console"], "default": "import_image"},
             "purpose": {"type": "str", "choices": ["system", "data"], "default": "system"},
             "uefi": {"type": "str", "choices": ["warn", "block", "ignore"], "default": "warn"},

@@ -21,13 +21,25 @@ from ..module_utils.findings import Refusal
 from .remote_agent import AnsibleConnectionFailure, RemoteAgent, RemoteError, RemoteShell
 
 MODULES = "ansible_collections.fleetlift.cvm.plugins.modules"
+FRAGMENTS = "ansible_collections.fleetlift.cvm.plugins.doc_fragments"
 KEEPALIVE = re.compile(r"-o ServerAlive\w+=\d+ ?")
 SPEC_KEYS = ("type", "required", "default", "choices", "elements")
 
 
 def argument_spec(documentation: str) -> dict[str, Any]:
-    """The argument spec that a module's DOCUMENTATION describes: one truth for the docs and the check."""
-    return options_spec(yaml.safe_load(documentation)["options"])
+    """The argument spec that a module's DOCUMENTATION and its fragments describe: one truth for docs and check."""
+    described = yaml.safe_load(documentation)
+    options = dict(described.get("options") or {})
+    for name in described.get("extends_documentation_fragment", []):
+        options = {**fragment_options(name), **options}
+    return options_spec(options)
+
+
+def fragment_options(name: str) -> dict[str, Any]:
+    """The options of one of this collection's documentation fragments, named as modules do."""
+    module, _dot, part = name.removeprefix("fleetlift.cvm.").partition(".")
+    fragment = importlib.import_module(f"{FRAGMENTS}.{module}").ModuleDocFragment
+    return dict(yaml.safe_load(getattr(fragment, part.upper() or "DOCUMENTATION")).get("options") or {})
 
 
 def options_spec(options: dict[str, Any]) -> dict[str, Any]:

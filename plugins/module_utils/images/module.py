@@ -27,12 +27,18 @@ def image_argument_spec() -> dict[str, Any]:
     """The options of the documentation fragment ``fleetlift.cvm.image``."""
     return {
         "path": {"type": "path", "required": True},
+        "agent": {"type": "path"},
+    }
+
+
+def estimate_argument_spec() -> dict[str, Any]:
+    """The options of the documentation fragment ``fleetlift.cvm.image.estimate``."""
+    return {
         "bandwidth": {"type": "float", "default": BANDWIDTH},
         "efficiency": {"type": "float", "default": EFFICIENCY},
         "import_rate": {"type": "float", "default": IMPORT_RATE},
         "storage_price": {"type": "float"},
         "days_kept": {"type": "float", "default": 1},
-        "agent": {"type": "path"},
     }
 
 

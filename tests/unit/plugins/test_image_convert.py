@@ -23,6 +23,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.images.compress impo
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.estimate import Assumptions, Sample, estimate
 from ansible_collections.fleetlift.cvm.plugins.module_utils.upload_progress import UploadProgress
 from image_files import MIB, run
+from play_here import play
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 AGENT = str(REPOSITORY / "agent")
@@ -251,6 +252,25 @@ def test_a_killed_run_leaves_no_result_and_the_next_one_succeeds(how, tmp_path):
 
     assert convert(source, tmp_path / "out.qcow2", when="always")["verified"] is True
     assert left_over(tmp_path) == []
+
+
+def test_the_module_runs_in_a_play_and_check_mode_writes_nothing(good, tmp_path):
+    made = tmp_path / "images"
+    made.mkdir()
+    task = {"path": str(good), "dest": str(made / "out.qcow2"), "bandwidth": 10000}
+    tasks = [
+        {"fleetlift.cvm.image_convert": task, "register": "image"},
+        {"ansible.builtin.assert": {"that": "image.converted and image is changed"}},
+    ]
+
+    status, output = play(tmp_path, tasks, "--check")
+    assert status == 0, output
+    assert list(made.iterdir()) == []
+
+    status, output = play(tmp_path, tasks)
+    assert status == 0, output
+    assert same(made / "out.qcow2", good)
+    assert list((tmp_path / "remote").glob("*")) == []
 
 
 def test_the_estimate_adds_up():

@@ -21,7 +21,6 @@ from pathlib import Path
 import image_files
 import lvm_volume
 import pytest
-import yaml
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refusal
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images import filesystems, guest, nbd, qemu
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.estimate import Assumptions
@@ -30,6 +29,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.images.inspection im
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.judgement import Wishes
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.recognise import recognise
 from image_files import MIB, run
+from play_here import play
 
 AGENT = str(Path(__file__).resolve().parents[3] / "agent")
 SECRET = b"the contents of a file of this host "
@@ -562,7 +562,6 @@ def test_what_is_missing_on_the_machine_is_named_with_the_next_step(qcow2, good,
 
 
 def test_the_module_runs_in_a_play_and_says_what_cannot_be_read(good, tmp_path):
-    book = tmp_path / "play.yml"
     tasks = [
         {"fleetlift.cvm.image_info": {"path": str(good)}, "register": "found", "check_mode": True},
         {"fleetlift.cvm.image_info": {"path": str(tmp_path / "nothing")}, "register": "missing"},
@@ -575,18 +574,9 @@ def test_the_module_runs_in_a_play_and_says_what_cannot_be_read(good, tmp_path):
             }
         },
     ]
-    book.write_text(yaml.safe_dump([{"hosts": "here", "gather_facts": False, "tasks": tasks}]))
-    (tmp_path / "hosts").write_text(f"here ansible_connection=local ansible_python_interpreter={sys.executable}\n")
-    collections = next(path for path in sys.path if Path(path, "ansible_collections/fleetlift").is_dir())
-    environment = {
-        **os.environ,
-        "ANSIBLE_COLLECTIONS_PATH": collections,
-        "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible"),
-        "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
-    }
-    words = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(tmp_path / "hosts"), str(book)]
 
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    status, output = play(tmp_path, tasks)
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert status == 0, output
+    assert "[here: good.raw] as it is" in output
     assert list((tmp_path / "remote").glob("*")) == []

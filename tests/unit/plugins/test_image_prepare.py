@@ -25,6 +25,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.images.judgement imp
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.prepare import Wish, prepare
 from ansible_collections.fleetlift.cvm.plugins.module_utils.upload_progress import UploadProgress
 from image_files import KERNEL, MIB, VIRTIO
+from play_here import play
 
 pytestmark = pytest.mark.root
 
@@ -169,6 +170,22 @@ def test_who_is_not_root_is_told_so_before_anything_is_copied(guest, tmp_path, m
         do(guest, tmp_path / "ready.qcow2")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_module_runs_in_a_play_and_shows_the_difference(guest, tmp_path):
+    made = tmp_path / "images"
+    made.mkdir()
+    task = {"path": str(guest), "dest": str(made / "ready.qcow2"), "network": {"mode": "dhcp"}}
+
+    status, output = play(tmp_path, [{"fleetlift.cvm.image_prepare": task}], "--check", "--diff")
+
+    assert status == 0, output
+    assert "-/dev/sda1 / ext4" in output
+    assert list(made.iterdir()) == []
+
+    status, output = play(tmp_path, [{"fleetlift.cvm.image_prepare": task}])
+    assert status == 0, output
+    assert look(made / "ready.qcow2")["ok"] is True
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
