@@ -90,6 +90,14 @@ artifact: setup ## Build the Galaxy artifact, look into it and install it offlin
 molecule: setup ## Run whole migrations, with faults
 	tests/molecule.sh
 
+.PHONY: offline
+offline: setup ## Turn a fleet of image files into instances through COS, with faults
+	FLEETLIFT_LAB_FILE=tests/offline-lab.yml tests/molecule.sh offline
+
+.PHONY: offline-boot
+offline-boot: setup $(VENV)/.packages-virtual ## Boot the adapted image of a VMware guest on virtio (about five minutes)
+	FLEETLIFT_LAB_FILE=tests/offline-boot-lab.yml tests/molecule.sh offline-boot
+
 .PHONY: waves
 waves: setup ## Migrate twelve servers in three waves, one of which has a sabotaged target (about six minutes)
 	tests/waves.sh

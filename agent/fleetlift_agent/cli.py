@@ -1,7 +1,10 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: version, start, clean, give-back, ctl, adapt. Every answer is one JSON object on its output."""
+"""The command line: version, start, clean, give-back, ctl, adapt, write.
+
+Every answer is one JSON object on its output.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         from fleetlift_agent.adapt.process import run
 
         return run(_arguments())
+    if options.action == "write":
+        from fleetlift_agent.object_writer import run as write
+
+        return write(_arguments())
     directory = Path(options.dir).absolute()
     if options.action == "start":
         # Imported only now: `version` must answer on a host where the daemon could not run.
@@ -91,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     back = actions.add_parser("give-back", help="without a daemon: take a fence down and start services")
     back.add_argument("--dir", required=True)
     actions.add_parser("adapt", help="make a copy bootable on its target; the request is JSON on standard input")
+    actions.add_parser("write", help="make a disk of an object in COS; the order is JSON on standard input")
     control = actions.add_parser("ctl", help="send a command to the daemon; arguments are JSON on standard input")
     control.add_argument("--dir", required=True)
     control.add_argument("--timeout", type=float, default=60.0)
