@@ -548,6 +548,48 @@ def test_a_damaged_filesystem_is_told_and_not_stumbled_over(volume, tmp_path):
     assert "IMAGE_UNREAD" in codes(found)
 
 
+@pytest.mark.root
+def test_a_system_in_a_subvolume_is_found(tmp_path):
+    """Made with a mount, since mkfs.btrfs makes no subvolumes before 6.12."""
+    file, mounted = tmp_path / "volume", tmp_path / "mounted"
+    with file.open("wb") as stream:
+        stream.truncate(128 * MIB)
+    run("mkfs.btrfs", "-q", file)
+    mounted.mkdir()
+    run("mount", "-o", "loop", file, mounted)
+    try:
+        run("btrfs", "subvolume", "create", mounted / "@")
+        image_files.system(tmp_path / "root")
+        run("cp", "-a", f"{tmp_path}/root/.", mounted / "@")
+    finally:
+        run("umount", mounted)
+
+    found = look(image_files.disk(tmp_path / "disk.raw", file))
+
+    assert found["system"]["hostname"] == "web1"
+    assert found["virtio"] is True
+
+
+@pytest.mark.root
+def test_nothing_of_it_needs_root(qcow2):
+    """In a user namespace without a root, nothing can be mounted and no device made."""
+    collections = next(path for path in sys.path if Path(path, "ansible_collections/fleetlift").is_dir())
+    words = ["unshare", "--user", sys.executable, str(Path(__file__).with_name("run_module.py")), "image_info"]
+
+    done = subprocess.run(
+        words,
+        input=json.dumps({"path": str(qcow2), "agent": AGENT}),
+        env={**os.environ, "PYTHONPATH": collections},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    found = json.loads(done.stdout)
+    assert found["system"]["id"] == "debian", done.stdout
+    assert (found["virtio"], found["unread"], found["ok"]) == (True, [], True)
+
+
 def test_what_is_missing_on_the_machine_is_named_with_the_next_step(qcow2, good, monkeypatch):
     monkeypatch.setitem(qemu.ENVIRONMENT, "PATH", "/nonexistent")
 
