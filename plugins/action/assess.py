@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from ..module_utils.findings import refuse
 from ..module_utils.plan import assessment_of
 from ..modules.assess import DOCUMENTATION
 from ..plugin_utils.agent_action import argument_spec
@@ -27,11 +28,14 @@ class ActionModule(ActionBase):
         try:
             assessment = assessment_of(arguments)
         except (KeyError, TypeError, ValueError) as error:
-            result.update(
-                failed=True,
-                msg="INPUT_INVALID: source_facts, source_findings or target do not have the shape that preflight and"
-                f" target_info return ({type(error).__name__}: {error}). Next: Pass their results on unchanged.",
+            refusal = refuse(
+                "INPUT_INVALID",
+                arguments["source"],
+                "source_facts, source_findings or target do not have the shape that preflight and target_info return"
+                f" ({type(error).__name__}: {error}).",
+                "Pass their results on unchanged.",
             )
+            result.update(failed=True, msg=str(refusal), finding=refusal.finding.record())
             return result
         blockers = assessment.blockers
         result.update(

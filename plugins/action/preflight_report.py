@@ -15,6 +15,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ..module_utils.findings import refuse
 from ..module_utils.fleet_report import document, junit, lines, source_from
 from ..module_utils.kept_file import replace_file
 from ..modules.preflight_report import DOCUMENTATION
@@ -60,11 +61,14 @@ class ActionModule(ActionBase):
                 replace_file(files["junit"], junit(report))
                 replace_file(files["html"], page(report).encode("utf-8", "replace"))
             except OSError as error:
-                result.update(
-                    failed=True,
-                    msg=f"REPORT_NOT_WRITTEN: {error}. Next: Make {directory} writable for the user who runs Ansible,"
-                    " or choose another directory in fleetlift_report_dir.",
+                refusal = refuse(
+                    "REPORT_NOT_WRITTEN",
+                    str(directory),
+                    f"The report of the preflight could not be written: {error}.",
+                    f"Make {directory} writable for the user who runs Ansible, or choose another directory in"
+                    " fleetlift_report_dir.",
                 )
+                result.update(failed=True, msg=str(refusal), finding=refusal.finding.record())
                 return result
             Display().display(f"Report: {files['html']}\n")
         result.update(changed=False, files={name: str(path) for name, path in files.items()}, summary=report["summary"])

@@ -57,13 +57,18 @@ def source_from(name: str, known: Mapping[str, Any]) -> Source:
     return Source(
         name=name,
         target=str(known.get("fleetlift_target") or ""),
-        wave=str(known.get("fleetlift_wave") or ""),
+        wave=wave_name(known.get("fleetlift_wave")),
         state="done" if done else "blocked" if any(finding.blocks for finding in findings) else "ready",
         findings=tuple(by_severity(findings)),
         facts=looked.get("facts") or {},
         pairs=tuple(assessment.get("pairs") or ()),
         estimate=known.get("fleetlift_estimate") or {},
     )
+
+
+def wave_name(wave: object) -> str:
+    """What people call a wave; nothing where a source names none."""
+    return f"wave {wave}" if isinstance(wave, int) else str(wave or "")
 
 
 def _not_assessed(name: str, known: Mapping[str, Any]) -> Finding:

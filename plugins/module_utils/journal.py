@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,31 @@ def _unreadable(path: Path, reason: str) -> Exception:
         f"Delete it ({path}): it is a cache, and the migration goes on from what the agents and the cloud know.",
         reason=reason,
     )
+
+
+def keep(params: Mapping[str, Any], *, check_mode: bool) -> dict[str, Any]:
+    """What the options of the module ``journal`` ask for; returns its result.
+
+    Raises ``Refusal``, and ``OSError`` when the file cannot be written.
+    """
+    path = journal_path(params["path"], params["source"])
+    if params["state"] == "absent":
+        return _result(path, None, changed=remove_journal(path, dry=check_mode))
+    journal = read_journal(path)
+    if params["state"] == "present":
+        journal = with_phase(
+            journal,
+            source=params["source"],
+            target=params["target"],
+            phase=params["phase"],
+            status=params["status"],
+            data=params["data"],
+            now=round(time.time(), 3),
+        )
+        if not check_mode:
+            write_journal(path, journal)
+    return _result(path, journal, changed=False)
+
+
+def _result(path: Path, journal: dict[str, Any] | None, *, changed: bool) -> dict[str, Any]:
+    return {"changed": changed, "journal": journal, "file": str(path)}

@@ -170,13 +170,13 @@ def assessment_of(params: Mapping[str, Any]) -> Assessment:
 def _not_known(params: Mapping[str, Any], target: Target | None) -> list[Finding]:
     """Why source or target could not be looked at, so that they cannot be brought together."""
     findings = []
-    source, error = params["source"], params["source_error"]
+    source, error = params["source"], _said(params["source_error"])
     if params["source_unreachable"]:
         findings.append(
             _blocker(
                 "SOURCE_UNREACHABLE",
                 source,
-                f"{source} could not be reached: {(error or 'no reason was given').rstrip('. ')}.",
+                f"{source} could not be reached: {error or 'no reason was given'}.",
                 "Check that it runs, its address in the inventory (ansible_host), and that this user's SSH key is let"
                 " in: ssh to it by hand says more.",
             )
@@ -186,7 +186,7 @@ def _not_known(params: Mapping[str, Any], target: Target | None) -> list[Finding
             _blocker(
                 "SOURCE_NOT_READ",
                 source,
-                f"{source} was reached, but could not be looked at: {error.rstrip('. ')}.",
+                f"{source} was reached, but could not be looked at: {error}.",
                 "Make `ansible -m fleetlift.cvm.preflight` work on it. It needs Python 3.8 or newer there"
                 " (ansible_python_interpreter) and root.",
             )
@@ -195,6 +195,11 @@ def _not_known(params: Mapping[str, Any], target: Target | None) -> list[Finding
         known = params["target_error"]
         findings.append(finding_from(known) if known.get("code") else _target_not_found(source, params["target_id"]))
     return findings
+
+
+def _said(error: str | None) -> str:
+    """What Ansible said, without its own words around it."""
+    return (error or "").strip().removeprefix("Task failed: ").rstrip(". ")
 
 
 def _target_not_found(source: str, instance_id: str | None) -> Finding:

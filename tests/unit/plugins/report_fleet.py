@@ -64,7 +64,7 @@ def known(
     name: str,
     number: int,
     *,
-    wave: str,
+    wave: object,
     on: Target | None = None,
     processes: tuple[str, ...] = (),
     mounts: str = "",
@@ -117,16 +117,16 @@ def fleet() -> list[Source]:
     """Two dozen servers in three waves."""
     sources: dict[str, dict[str, Any]] = {}
     for number in range(1, 13):
-        sources[f"web{number}"] = known(f"web{number}", number, wave="wave_1", processes=("vmtoolsd",) * (number % 2))
+        sources[f"web{number}"] = known(f"web{number}", number, wave=1, processes=("vmtoolsd",) * (number % 2))
     for number in range(13, 19):
         sources[f"app{number - 12}"] = known(
-            f"app{number - 12}", number, wave="wave_2",
+            f"app{number - 12}", number, wave=2,
             mounts="41 1 0:51 / /srv/share rw - nfs4 nas.example.com:/share rw\n" if number % 2 else "",
             processes=("dockerd",) if number == 16 else (),
         )  # fmt: skip
     for number in range(19, 25):
         sources[f"db{number - 18}"] = known(
-            f"db{number - 18}", number, wave="wave_3", processes=("postgres",) if number % 2 else ("mysqld",),
+            f"db{number - 18}", number, wave=3, processes=("postgres",) if number % 2 else ("mysqld",),
             accept={"DATABASE_NOT_STOPPED": "a replica takes over before the cutover"} if number == 24 else {},
         )  # fmt: skip
     expired = target(3, restrict_state="EXPIRED", expired_time="2026-11-01T00:00:00Z")
@@ -137,13 +137,13 @@ def fleet() -> list[Source]:
         traced=tracing("5.14.0", "confidentiality", True, None),
         disks=[disk("sda", 40, 9, "/", read_bytes_per_second=190e6)], selinux="enforcing",
     )  # fmt: skip
-    sources["web3"] = known("web3", 3, wave="wave_1", on=expired)
-    sources["web7"] = known("web7", 7, wave="wave_1", on=closed)
-    sources["web11"] = known("web11", 11, wave="wave_1", findings=locked)
-    sources["db3"] = known("db3", 21, wave="wave_3", on=small, processes=("postgres",))
-    sources["db4"] = known("db4", 22, wave="wave_3", mapping=[{"source": "/dev/sda", "target": "system"}])
+    sources["web3"] = known("web3", 3, wave=1, on=expired)
+    sources["web7"] = known("web7", 7, wave=1, on=closed)
+    sources["web11"] = known("web11", 11, wave=1, findings=locked)
+    sources["db3"] = known("db3", 21, wave=3, on=small, processes=("postgres",))
+    sources["db4"] = known("db4", 22, wave=3, mapping=[{"source": "/dev/sda", "target": "system"}])
     sources["app5"] = known(
-        "app5", 17, wave="wave_2", source_unreachable=True, source_facts={}, source_findings=[],
+        "app5", 17, wave=2, source_unreachable=True, source_facts={}, source_findings=[],
         source_error="ssh: connect to host 198.51.100.17 port 22: Connection timed out",
     )  # fmt: skip
     return [source_from(name, variables) for name, variables in sources.items()]

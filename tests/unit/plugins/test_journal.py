@@ -14,11 +14,11 @@ import pytest
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refusal
 from ansible_collections.fleetlift.cvm.plugins.module_utils.journal import (
     journal_path,
+    keep,
     read_journal,
     with_phase,
     write_journal,
 )
-from ansible_collections.fleetlift.cvm.plugins.modules import journal as module
 
 
 def options(directory, **changes):
@@ -35,7 +35,7 @@ def options(directory, **changes):
 
 
 def note(directory, check_mode=False, **changes):
-    return module.run(options(directory, **changes), check_mode=check_mode)
+    return keep(options(directory, **changes), check_mode=check_mode)
 
 
 def read(directory):

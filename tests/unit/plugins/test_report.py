@@ -51,7 +51,7 @@ def test_counts_are_those_of_the_sources() -> None:
 
 
 def test_waves_add_up_to_the_fleet() -> None:
-    assert [wave["wave"] for wave in REPORT["waves"]] == ["wave_1", "wave_2", "wave_3"]
+    assert [wave["wave"] for wave in REPORT["waves"]] == ["wave 1", "wave 2", "wave 3"]
     assert sum(wave["ready"] for wave in REPORT["waves"]) == REPORT["summary"]["ready"]
     assert sorted(["w10", "w2", "w"], key=natural) == ["w", "w2", "w10"]
 
@@ -221,7 +221,7 @@ def test_words_are_searched_in_all_that_is_shown(fleet_page: Chrome) -> None:
 
 def test_waves_are_filtered(fleet_page: Chrome) -> None:
     choose(fleet_page, "view", "by-server")
-    fleet_page.find_element(By.CSS_SELECTOR, "#wave option[value=wave_3]").click()
+    fleet_page.find_element(By.CSS_SELECTOR, "#wave option[value='wave 3']").click()
     assert servers(fleet_page) == [f"db{number}" for number in range(1, 7)]
 
 
