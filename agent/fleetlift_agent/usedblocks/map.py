@@ -11,14 +11,16 @@ When what is read is valid:
   mounted, and are read through it; XFS is asked through FS_IOC_GETFSMAP; btrfs has its last complete transaction on
   the disk. Such a map is a hint: blocks may be in use that it calls free. Whoever skips what a hint calls free has to
   send what :meth:`UsedMap.newly_used` lists once a map of the frozen filesystem exists.
-* Whatever is unknown, layered, inconsistent or in unexplained use is not free, and the summary gives the reason.
+* A volume of the device mapper that is made of plain stretches of one disk (LVM's linear volumes) is mapped like a
+  partition; what lies between the volumes, LVM's own metadata among it, is read.
+* Whatever is unknown, layered otherwise, inconsistent or in unexplained use is not free, and the summary says why.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ from fleetlift_agent.devices import MountRecord, mounted_btrfs, sysfs_of, under
 from fleetlift_agent.extents import EXTENT
 
 from . import btrfs, ext, fsmap, swap, xfs
+from .device_mapper import Segment, SegmentedDevice, Target, on_disk, segments
+from .device_mapper import read_table as read_mapping
 from .partitions import Partition, read_table
 from .runs import FreeRuns
 from .signatures import FILESYSTEMS, signatures
@@ -68,10 +72,17 @@ class VolumeUse:
     exact: bool
     free: int
     read_in_full: str | None
+    # Where it lies on the disk, as (start, end).
+    stretches: tuple[tuple[int, int], ...] = ()
 
     @property
     def used(self) -> int:
         return self.size - self.free
+
+    def record(self) -> dict[str, Any]:
+        record = {**asdict(self), "used": self.used}
+        del record["stretches"]
+        return record
 
 
 class UsedMap:
@@ -105,16 +116,17 @@ class UsedMap:
     def swap(self) -> FreeRuns:
         """Those of them that are the inside of swap space: written all the time, and read by nobody later."""
         runs = FreeRuns()
-        for volume in self.volumes:
-            if volume.content == "swap":
-                for start, end in self._free.within(volume.start, volume.start + volume.size):
-                    runs.add(start, end)
+        for first, last in sorted(
+            stretch for volume in self.volumes if volume.content == "swap" for stretch in volume.stretches
+        ):
+            for start, end in self._free.within(first, last):
+                runs.add(start, end)
         return runs
 
     @property
     def summary(self) -> list[dict[str, Any]]:
         """The volumes as records, in the order of the disk."""
-        return [{**asdict(volume), "used": volume.used} for volume in self.volumes]
+        return [volume.record() for volume in self.volumes]
 
     def free_ranges(self, extent: int) -> list[tuple[int, int]]:
         """The free byte ranges (start, end) inside of an extent, counted from its start, ascending."""
@@ -138,14 +150,16 @@ def used_map(
     sys: Path = Path("/sys"),
     dev: Path = Path("/dev"),
     root: Path = Path("/"),
+    mapping: Callable[[int], list[Target]] = read_mapping,
 ) -> UsedMap:
     """The map of *disk*.
 
     ``mounts`` are the mounts on the disk and its partitions (:func:`fleetlift_agent.devices.mounts_on`), found below
     ``root``; ``frozen`` says that each of them that can be written is frozen and stays so while the map is made.
+    ``mapping`` tells the table of a device of the device mapper.
     Never fails: what cannot be read or understood is simply not free.
     """
-    return _Mapper(disk, mounts, frozen, sys, dev, root).map()
+    return _Mapper(disk, mounts, frozen, sys, dev, root, mapping).map()
 
 
 @dataclass(frozen=True)
@@ -156,11 +170,23 @@ class _Place:
     start: int
     size: int
     number: int | None
+    parts: tuple[Segment, ...] = ()
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return self.parts or (Segment(0, self.size, self.start),)
 
 
 class _Mapper:
     def __init__(
-        self, disk: Disk, mounts: Sequence[MountRecord], frozen: bool, sys: Path, dev: Path, root: Path
+        self,
+        disk: Disk,
+        mounts: Sequence[MountRecord],
+        frozen: bool,
+        sys: Path,
+        dev: Path,
+        root: Path,
+        mapping: Callable[[int], list[Target]],
     ) -> None:
         self._disk = disk
         self._mounts = mounts
@@ -168,23 +194,61 @@ class _Mapper:
         self._sys = sys
         self._dev = dev
         self._root = root
+        self._mapping = mapping
         self._number = os.fstat(disk.fd).st_rdev
         self._device = DirectDevice(disk.fd, disk.logical_block_size)
 
     def map(self) -> UsedMap:
-        free = FreeRuns()
         volumes = []
+        ranges: list[tuple[int, int]] = []
         try:
             places = self._places()
         except (ReadInFull, OSError) as error:
             volumes.append(_in_full(_Place(self._disk.path.name, 0, self._disk.size, None), "unknown", str(error)))
-            return UsedMap(self._disk.size, free, volumes)
-        for place in places:
-            use, runs = self._volume(place)
-            volumes.append(use)
-            for start, end in runs:
-                free.add(place.start + start, place.start + end)
+            return UsedMap(self._disk.size, FreeRuns(), volumes)
+        numbers = {place.number: (place.start, place.size) for place in places}
+        for outer in places:
+            try:
+                inside = self._inside(outer, numbers)
+            except (OSError, ValueError) as error:
+                volumes.append(_in_full(outer, "unknown", f"it is part of volumes that cannot be read: {_text(error)}"))
+                continue
+            except ReadInFull as error:
+                volumes.append(_in_full(outer, "unknown", _text(error)))
+                continue
+            for place in inside:
+                use, runs = self._volume(place)
+                volumes.append(use)
+                for start, end in runs:
+                    ranges += on_disk(place.segments, start, end - start)
+        free = FreeRuns()
+        # Volumes may lie on the disk in any order.
+        for start, end in sorted(ranges):
+            free.add(start, end)
         return UsedMap(self._disk.size, free, volumes)
+
+    def _inside(self, place: _Place, places: dict[int | None, tuple[int, int]]) -> list[_Place]:
+        """The volumes that the device mapper cuts a place into; itself when there are none.
+
+        Raises :class:`ReadInFull` when they are not plain stretches of this disk.
+        """
+        holders = [] if place.number is None else self._holders(place.number)
+        if not holders or not all(name.startswith("dm-") for name in holders):
+            return [place]
+        numbers = {number: where for number, where in places.items() if number is not None}
+        found = []
+        for name in holders:
+            major, minor = (self._sys / "block" / name / "dev").read_text(encoding="ascii").strip().split(":")
+            number = os.makedev(int(major), int(minor))
+            parts = segments(self._mapping(number), numbers)
+            size = sum(part.length for part in parts)
+            found.append(_Place(name, min(part.position for part in parts), size, number, parts))
+        taken = sorted((part.position, part.position + part.length) for inner in found for part in inner.parts)
+        if any(first[1] > second[0] for first, second in zip(taken, taken[1:])):
+            raise ReadInFull("it is part of volumes that overlap")
+        # One that reaches over two partitions of the disk belongs to the first of them.
+        own = [inner for inner in found if place.start <= inner.start < place.start + place.size]
+        return sorted(own, key=lambda inner: inner.start)
 
     def _places(self) -> list[_Place]:
         """The volumes of the disk, ascending. What lies between them is read in full."""
@@ -227,6 +291,8 @@ class _Mapper:
 
     def _volume(self, place: _Place) -> tuple[VolumeUse, FreeRuns]:
         volume = Volume(self._device, place.start, place.size)
+        if place.parts:
+            volume = Volume(SegmentedDevice(self._device, place.parts), 0, place.size)
         content = "unknown"
         try:
             mounts = self._mounts_of(place.number) if place.number is not None else []
@@ -234,7 +300,9 @@ class _Mapper:
             derived_from, exact, runs = self._free_runs(volume, place, content, mounts)
         except (ReadInFull, OSError, ValueError) as error:
             return _in_full(place, content, _text(error)), FreeRuns()
-        return VolumeUse(place.name, place.start, place.size, content, derived_from, exact, runs.total, None), runs
+        stretches = tuple((part.position, part.position + part.length) for part in place.segments)
+        use = VolumeUse(place.name, place.start, place.size, content, derived_from, exact, runs.total, None, stretches)
+        return use, runs
 
     def _content(self, volume: Volume, place: _Place, mounts: list[MountRecord]) -> str:
         """The one filesystem on the volume; its mounts decide between signatures that were left behind."""

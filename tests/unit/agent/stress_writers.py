@@ -228,15 +228,22 @@ def missing_rows(database: Path, last: int) -> list[str]:
     return wrong
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("top", type=Path)
     parser.add_argument("acknowledged", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=int, default=100 * MIB, help="bytes")
     parser.add_argument("--pace", type=float, default=0.005, help="seconds")
+    parser.add_argument("--check", action="store_true", help="only look whether a copy has all that was acknowledged")
     options = parser.parse_args()
+    if options.check:
+        last = acknowledged(options.acknowledged)
+        wrong = missing_rows(options.top / DATABASE, last)
+        print(f"{last} rows", *wrong[:10], sep="\n")
+        return 1 if wrong else 0
     Writers(options.top, options.acknowledged, options.seed, options.budget, options.pace).run()
+    return 0
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def runs(blocks: set[int], limit: int = 1 << 20) -> FreeRuns:
 def found(blocks: set[int], *, exact: bool = False, swap: bool = False, limit: int = 1 << 20) -> UsedMap:
     free = runs(blocks, limit)
     content = "swap" if swap else "ext"
-    return UsedMap(SIZE, free, [VolumeUse("sda1", 0, SIZE, content, "a test", exact, free.total, None)])
+    volume = VolumeUse("sda1", 0, SIZE, content, "a test", exact, free.total, None, ((0, SIZE),))
+    return UsedMap(SIZE, free, [volume])
 
 
 class Looks:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from fleetlift_agent.devices import MountRecord, SourceDisk, mounts_on, open_sou
 from fleetlift_agent.extents import EXTENT, extent_count
 from fleetlift_agent.freeze import FIFREEZE, FITHAW
 from fleetlift_agent.usedblocks import UsedMap, used_map
+from fleetlift_agent.usedblocks.device_mapper import Target, parse_table
+from fleetlift_agent.usedblocks.volume import ReadInFull
 
 sys.path.insert(0, str(Path(__file__).parent))
 from block_devices import MIB, HostTree, MountNamespace, mount_namespace, run
@@ -390,7 +393,7 @@ def test_mounted_partition_is_found_through_the_kernels_own(directory: Path, nam
         (block / "sda1/holders").mkdir()
         (block / "sda1/holders/dm-0").mkdir()
         full, *_rest = used_map(disk, mounts, frozen=True, **view).volumes
-        assert full.read_in_full == "it is part of dm-0"
+        assert str(full.read_in_full).startswith("it is part of volumes that cannot be read: ")
     spoil(copy, used.free_disk_ranges())
     with loop_over(copy, "--offset", str(MIB), "--sizelimit", str(200 * MIB)) as device:
         assert_sound("ext4", device, namespace, digest)
@@ -428,3 +431,153 @@ def test_damaged_table_is_read_in_full(position: int, directory: Path) -> None:
         file.write(b"\xff")
     (volume,) = map_of(image).volumes
     assert volume.free == 0 and "GUID partition table" in str(volume.read_in_full)
+
+
+class Mapper:
+    """A device mapper that knows the tables it is given: the machine that runs the tests may have none."""
+
+    def __init__(self, tables: dict[Path, list[Target]]) -> None:
+        self._tables = {device.stat().st_rdev: table for device, table in tables.items()}
+
+    def __call__(self, number: int) -> list[Target]:
+        return self._tables[number]
+
+
+def linear(disk: Path, *stretches: tuple[int, int]) -> list[Target]:
+    """The table of a volume of stretches (start, length) of the disk, in MiB."""
+    number = disk.stat().st_rdev
+    table, at = [], 0
+    for start, length in stretches:
+        where = f"{os.major(number)}:{os.minor(number)} {start * MIB // 512}"
+        table.append(Target(at * MIB, length * MIB, "linear", where))
+        at += length
+    return table
+
+
+def hold(host: HostTree, holder: str, device: Path) -> None:
+    """Have the device mapper's `holder`, which is the device, hold the disk sda."""
+    (host.sys / "block/sda/holders" / holder).symlink_to(host.add_disk(holder, device, "", link=False))
+
+
+def test_linear_volume_is_mapped_through_to_its_disk(directory: Path, namespace: MountNamespace) -> None:
+    """A mounted ext4 that the kernel shows as dm-0, live and frozen, in the middle of a disk."""
+    image = blank(directory / "disk.img", 400 * MIB)
+    spoil(image, [(0, 400 * MIB)])
+    copy = directory / "copy.img"
+    with contextlib.ExitStack() as stack:
+        disk_device = stack.enter_context(loop_over(image))
+        device = stack.enter_context(loop_over(image, "--offset", str(50 * MIB), "--sizelimit", str(200 * MIB)))
+        make_filesystem("ext4", device)
+        host = HostTree.create(directory / "host")
+        host.add_disk("sda", disk_device, "serial")
+        hold(host, "dm-0", device)
+        disk = stack.enter_context(open_source(disk_device, 400 * MIB))
+        root = stack.enter_context(mounted_at(namespace, device, "/mnt/source", "ext4"))
+        churn(root, 8, steps=60, budget=12 * MIB)
+        numbers = (disk_device.stat().st_rdev, device.stat().st_rdev)
+        mounts = mounts_on(numbers, namespace.mountinfo, sys=host.sys, dev=host.dev, root=namespace.root)
+        mapping = Mapper({device: linear(disk_device, (50, 200))})
+        view = {"sys": host.sys, "dev": host.dev, "root": namespace.root, "mapping": mapping}
+        hint = used_map(disk, mounts, frozen=False, **view)
+        assert hint.volumes[0].derived_from == "block bitmaps in the page cache"
+        with Source(image, disk, namespace, root, "ext4").frozen():
+            used = used_map(disk, mounts, frozen=True, **view)
+            digest = tree_digest(root)
+            copy_sparse(image, copy)
+    (volume,) = used.volumes
+    assert (volume.name, volume.start, volume.size, volume.exact) == ("dm-0", 50 * MIB, 200 * MIB, True)
+    assert volume.free > 100 * MIB
+    assert all(start >= 50 * MIB and end <= 250 * MIB for start, end in used.free_disk_ranges())
+    spoil(copy, used.free_disk_ranges())
+    with loop_over(copy, "--offset", str(50 * MIB), "--sizelimit", str(200 * MIB)) as device:
+        assert_sound("ext4", device, namespace, digest)
+
+
+def test_stretches_of_a_volume_may_lie_in_any_order(directory: Path, namespace: MountNamespace) -> None:
+    volume = blank(directory / "volume.img", 200 * MIB)
+    spoil(volume, [(0, 200 * MIB)])
+    with loop_over(volume) as device:
+        make_filesystem("ext4", device)
+        with mounted_at(namespace, device, "/mnt/volume", "ext4") as root:
+            churn(root, 9, steps=60, budget=12 * MIB)
+            digest = tree_digest(root)
+    stretches = ((210, 70), (20, 100), (130, 30))
+    disk = blank(directory / "disk.img", 300 * MIB)
+    spoil(disk, [(0, 300 * MIB)])
+    content = volume.read_bytes()
+
+    def scatter(there: Path, write: bool) -> None:
+        at = 0
+        with there.open("r+b") as file:
+            for start, length in stretches:
+                file.seek(start * MIB)
+                if write:
+                    file.write(content[at * MIB : (at + length) * MIB])
+                else:
+                    gathered.append(file.read(length * MIB))
+                at += length
+
+    gathered: list[bytes] = []
+    scatter(disk, write=True)
+    with loop_over(disk) as disk_device, loop_over(volume) as device:
+        host = HostTree.create(directory / "host")
+        host.add_disk("sda", disk_device, "serial")
+        hold(host, "dm-0", device)
+        mapping = Mapper({device: linear(disk_device, *stretches)})
+        with open_source(disk_device, 300 * MIB) as source:
+            used = used_map(source, [], frozen=False, sys=host.sys, dev=host.dev, root=directory, mapping=mapping)
+    assert used.volumes[0].content == "ext"
+    assert used.free > 100 * MIB
+    spoil(disk, used.free_disk_ranges())
+    scatter(disk, write=False)
+    volume.write_bytes(b"".join(gathered))
+    with loop_over(volume) as device:
+        assert_sound("ext4", device, namespace, digest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stretches", "elsewhere", "reason"),
+    [
+        ("striped", ((10, 60),), False, "it is part of a volume of the kind striped"),
+        ("linear", ((10, 60),), True, "it is part of a volume that reaches over several disks"),
+        ("linear", ((10, 60), (200, 60)), False, "it is part of a volume whose table does not fit it"),
+        ("linear", (), False, "it is part of a volume without a table"),
+        ("linear", ((10, 60), (40, 20)), False, "it is part of volumes that overlap"),
+    ],
+)
+def test_volume_that_is_no_plain_stretch_of_the_disk_is_read_in_full(
+    kind: str, stretches: tuple[tuple[int, int], ...], elsewhere: bool, reason: str, directory: Path
+) -> None:
+    disk, volume = blank(directory / "disk.img", 200 * MIB), blank(directory / "volume.img", 64 * MIB)
+    make_filesystem("ext4", volume)
+    with loop_over(disk) as disk_device, loop_over(volume) as device:
+        host = HostTree.create(directory / "host")
+        host.add_disk("sda", disk_device, "serial")
+        hold(host, "dm-0", device)
+        table = linear(device if elsewhere else disk_device, *stretches)
+        mapping = Mapper({device: [replace(target, kind=kind) for target in table]})
+        with open_source(disk_device, 200 * MIB) as source:
+            used = used_map(source, [], frozen=True, sys=host.sys, dev=host.dev, root=directory, mapping=mapping)
+    (found,) = used.volumes
+    assert (found.read_in_full, used.free) == (reason, 0)
+
+
+def test_table_is_read_from_what_the_kernel_answers() -> None:
+    """Built by include/uapi/linux/dm-ioctl.h: each target says where the next one begins, from the first one on."""
+    texts = (b"8:2 2048\0", b"8:17 384\0")
+    sizes = [(40 + len(text) + 7) // 8 * 8 for text in texts]
+    body = b"".join(
+        (struct.pack("<QQiI16s", start, length, 0, sum(sizes[: at + 1]), b"linear") + text).ljust(sizes[at], b"\0")
+        for at, (start, length, text) in enumerate(((0, 8192, texts[0]), (8192, 4096, texts[1])))
+    )
+
+    def answer(flags: int) -> bytes:
+        header = struct.pack("<3IIIIiIIIQ", 4, 48, 0, 65536, 312, 2, 1, flags, 0, 0, os.makedev(254, 0))
+        return header.ljust(312, b"\0") + body
+
+    assert parse_table(answer(0)) == [
+        Target(0, 8192 * 512, "linear", "8:2 2048"),
+        Target(8192 * 512, 4096 * 512, "linear", "8:17 384"),
+    ]
+    with pytest.raises(ReadInFull, match="larger"):
+        parse_table(answer(1 << 8))
