@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-from fleetlift_agent import devices, memory
+from fleetlift_agent import activated, devices, memory
 from fleetlift_agent.config import Config, load_config
 from fleetlift_agent.control import Command, ControlServer
 from fleetlift_agent.errors import AgentError
@@ -257,6 +257,7 @@ class Daemon:
         config = self._config
         replicas = []
         targets = []
+        activated.release([disk.serial for disk in config.disks])
         for disk in config.disks:
             target = self._openers.target(disk.serial, disk.size)
             resources.callback(target.close)

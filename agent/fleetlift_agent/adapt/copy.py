@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleetlift_agent import activated
 from fleetlift_agent.devices import find_target, sysfs_of
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.usedblocks.volume import BufferedDevice, ReadInFull
@@ -70,6 +71,7 @@ class Copy:
 def locate(disks: Sequence[DiskRequest]) -> list[tuple[DiskRequest, Path]]:
     """Where the disks are. One with a serial has to be a target's disk that nothing uses: AgentError TARGET_DISK_*."""
     found = []
+    activated.release([disk.serial for disk in disks if disk.serial])
     for disk in disks:
         if disk.path:
             found.append((disk, Path(disk.path)))
@@ -148,7 +150,7 @@ def opened(located: Sequence[tuple[DiskRequest, Path]], work: Path, *, check: bo
         for disk in disks:
             nodes.update(_nodes(disk, nodes_directory, stack, read_only=check))
         groups = volume_groups.of(disks, nodes)
-        inner = [] if groups is None else groups.activated(nodes, nodes_directory, stack)
+        inner = [] if groups is None else groups.activate(nodes, nodes_directory, stack)
         names = Names(disks, inner)
         found, subvolume = _find_root(names, nodes, work / "probe", root)
         tree = _mount_root(found, nodes, subvolume, work / "root", stack, check)

@@ -6,35 +6,25 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from fleetlift_agent.errors import AgentError
+from fleetlift_agent import activated
 from fleetlift_agent.usedblocks.volume import BufferedDevice, Volume
 
 from . import mounts
 from .volumes import Content, CopyDisk, DiskVolume, identify, measure
 
-_BASES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin")
-
 
 class VolumeGroups:
     """The groups on the physical volumes whose device nodes these are."""
 
-    def __init__(self, program: str, physical: Sequence[Path]) -> None:
+    def __init__(self, program: Path, physical: Sequence[Path]) -> None:
         self._program = program
-        accepted = ",".join(f'"a|^{path}$|"' for path in physical)
-        scan = ",".join(f'"{each}"' for each in sorted({str(path.parent) for path in physical}))
-        self._configuration = (
-            f'devices {{ dir="/dev" scan=[{scan}] filter=[{accepted},"r|.*|"] global_filter=[{accepted},"r|.*|"] '
-            'obtain_device_list_from_udev=0 use_devicesfile=0 write_cache_state=0 external_device_info_source="none" } '
-            "global { use_lvmetad=0 use_lvmpolld=0 locking_type=1 } "
-            "activation { udev_sync=0 udev_rules=0 monitoring=0 } backup { backup=0 archive=0 }"
-        )
+        self._configuration = activated.only(physical)
 
-    def activated(self, nodes: dict[DiskVolume, Path], directory: Path, stack: ExitStack) -> list[DiskVolume]:
+    def activate(self, nodes: dict[DiskVolume, Path], directory: Path, stack: ExitStack) -> list[DiskVolume]:
         """Their logical volumes, active until *stack* ends, with a node for each added to *nodes*."""
         groups = self._run("vgs", "--noheadings", "-o", "vg_name").split()
         if not groups:
@@ -80,30 +70,12 @@ class VolumeGroups:
         return group, int(count)
 
     def _run(self, command: str, *arguments: str) -> str:
-        done = subprocess.run(
-            [self._program, command, "--config", self._configuration, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            env={"PATH": ":".join(_BASES), "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"},
-        )
-        if done.returncode != 0:
-            raise AgentError(
-                "LVM_FAILED",
-                f"lvm {command} ended with status {done.returncode}",
-                "Read what it said in the evidence; the volume groups of the copy may be incomplete: copy all their "
-                "disks",
-                {"output": done.stderr[-2000:]},
-                subject="lvm",
-            )
-        return done.stdout
+        return activated.lvm(self._program, self._configuration, command, *arguments)
 
 
 def of(disks: Sequence[CopyDisk], nodes: Mapping[DiskVolume, Path]) -> VolumeGroups | None:
     """The groups on these disks; None when there are none, or this system has no lvm2 or no device mapper."""
     physical = [nodes[volume] for disk in disks for volume in disk.volumes if volume.content.kind == "LVM"]
-    program = next((f"{base}/lvm" for base in _BASES if Path(f"{base}/lvm").exists()), None)
+    program = next((path for path in activated.PROGRAMS if path.exists()), None)
     mapper = "device-mapper" in Path("/proc/misc").read_text(encoding="ascii")
     return VolumeGroups(program, physical) if physical and program and mapper else None
