@@ -40,6 +40,12 @@ options:
     description: Whether a qcow2 is compressed, with zlib.
     type: bool
     default: true
+  grow_to:
+    description:
+      - The size in bytes that the disk in the prepared image shall have. Its last partition, and the filesystem or
+        logical volume on it, grow with it. The size of the image's own disk when not given.
+      - Give the size of the instance's system disk, if that is larger than the image's disk and to be filled.
+    type: int
   firmware:
     description: What the instance will start with. V(auto) is what the image was made for, BIOS if it has both.
     type: str
@@ -163,6 +169,7 @@ def main() -> None:
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
             "compress": {"type": "bool", "default": True},
             "skip": {"type": "list", "elements": "str", "choices": CONCERNS, "default": []},
+            "grow_to": {"type": "int"},
             "firmware": {"type": "str", "choices": ["auto", "bios", "uefi"], "default": "auto"},
             "root": {"type": "str"},
             "network": {
@@ -193,6 +200,7 @@ def main() -> None:
             params["format"],
             params["compress"],
             params["timeout"],
+            params["grow_to"],
             module.check_mode,
             module._diff,
         )

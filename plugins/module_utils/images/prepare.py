@@ -33,7 +33,10 @@ _DRIVERS = {"qcow2": "qcow2", "raw": "raw"}
 
 @dataclass(frozen=True)
 class Wish:
-    """What to make. *options* are those of the agent's adaptation; *timeout* in seconds, for each of the steps."""
+    """What to make. *options* are those of the agent's adaptation; *timeout* in seconds, for each of the steps.
+
+    *grow_to* is the size in bytes that the disk shall have, None for that of the image.
+    """
 
     path: str
     dest: str
@@ -41,6 +44,7 @@ class Wish:
     format: str = "qcow2"
     compress: bool = True
     timeout: float = 86400
+    grow_to: int | None = None
     check_mode: bool = False
     diff: bool = False
 
@@ -69,6 +73,7 @@ def prepare(wish: Wish, agent: str, progress: UploadProgress) -> dict[str, Any]:
                 "Run the task with become: true.",
             )
         virtual = found.look.header.virtual_size or 0
+        _check_growth(wish, virtual)
         progress.resize(virtual)
         source = qemu.opened_as(file.path, found.look.header)
         _check_space(final, found, wish)
@@ -79,6 +84,8 @@ def prepare(wish: Wish, agent: str, progress: UploadProgress) -> dict[str, Any]:
             progress.enter("comparing")
             verify(source, copy, final, progress, wish.timeout)
             progress.enter("adapting")
+            if wish.grow_to is not None:
+                os.truncate(copy, wish.grow_to)
             reply = _adapted(copy, found, wish, agent)
             if wish.check_mode:
                 return {**_described(reply), "changed": True, "path": str(final)}
@@ -92,6 +99,16 @@ def _since(started: float) -> float:
     return round(time.monotonic() - started, 1)
 
 
+def _check_growth(wish: Wish, virtual: int) -> None:
+    if wish.grow_to is not None and (wish.grow_to < virtual or wish.grow_to % 512):
+        raise refuse(
+            "OPTION_OUT_OF_RANGE",
+            "grow_to",
+            f"grow_to is {wish.grow_to}, and the disk in the image has {virtual} bytes.",
+            "Give at least that, in whole sectors of 512 bytes. A disk is never made smaller.",
+        )
+
+
 def _check_space(final: Path, found: Inspected, wish: Wish) -> None:
     """The raw copy takes what the disk holds; the result comes on top of it when it is not that copy itself."""
     data = found.sample.data if found.sample is not None else found.look.header.virtual_size or 0
@@ -103,7 +120,7 @@ def _check_space(final: Path, found: Inspected, wish: Wish) -> None:
 
 def _adapted(copy: Path, found: Inspected, wish: Wish, agent: str) -> dict[str, Any]:
     """The agent's reply about the raw *copy*. Raises Refusal for its first blocker."""
-    options = dict(wish.options)
+    options = {**wish.options, "grow": wish.grow_to is not None}
     if options.get("firmware", "auto") == "auto":
         # What the image was made for. The machine that adapts it says nothing about the one that boots it.
         options["firmware"] = "uefi" if found.look.firmware == ("uefi",) else "bios"
@@ -168,7 +185,7 @@ def _identity(path: Path) -> dict[str, Any]:
 
 
 def _options_digest(wish: Wish) -> str:
-    text = json.dumps([wish.format, wish.compress, dict(wish.options)], sort_keys=True)
+    text = json.dumps([wish.format, wish.compress, wish.grow_to, dict(wish.options)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

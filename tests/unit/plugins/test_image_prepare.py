@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -126,6 +127,32 @@ def test_a_prepared_image_may_be_raw(guest, tmp_path):
 
     assert look(tmp_path / "ready.raw")["virtio"] is True
     nothing_left(tmp_path)
+
+
+def test_the_disk_and_what_is_on_it_grow_to_the_size_that_is_asked_for(tmp_path):
+    """On XFS: for a mounted ext4 the kernel wants a capability that root lacks in some containers."""
+    root = image_files.system(tmp_path / "root")
+    for name in ("proc", "sys", "dev", "run", "tmp", "var/tmp"):
+        (root / name).mkdir(parents=True)
+    image_files.filesystem(tmp_path / "volume", "xfs", root, 300 * MIB)
+    source = image_files.disk(tmp_path / "guest.raw", tmp_path / "volume")
+    size = source.stat().st_size + 64 * MIB
+
+    result = do(source, tmp_path / "ready.raw", format="raw", grow_to=size)
+
+    assert "GROW_FAILED" not in [finding["code"] for finding in result["findings"]]
+    after = look(tmp_path / "ready.raw")
+    assert after["image"]["virtual_size"] == size
+    partition = after["partitions"][0]
+    assert partition["start"] + partition["size"] == size
+    with (tmp_path / "ready.raw").open("rb") as file:
+        file.seek(partition["start"])
+        # fs/xfs/libxfs/xfs_format.h: sb_blocksize and sb_dblocks.
+        _magic, block, blocks = struct.unpack(">4sIQ", file.read(16))
+    assert partition["size"] - block * blocks < MIB
+    assert look(source)["image"]["virtual_size"] == size - 64 * MIB
+    with pytest.raises(Refusal, match="OPTION_OUT_OF_RANGE"):
+        do(source, tmp_path / "smaller.qcow2", grow_to=size - 65 * MIB)
 
 
 def test_a_second_run_does_nothing_until_the_image_or_the_options_change(guest, tmp_path):
