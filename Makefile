@@ -98,6 +98,11 @@ offline: setup ## Turn a fleet of image files into instances through COS, with f
 offline-boot: setup $(VENV)/.packages-virtual ## Boot the adapted image of a VMware guest on virtio (about five minutes)
 	FLEETLIFT_LAB_FILE=tests/offline-boot-lab.yml tests/molecule.sh offline-boot
 
+HOSTS ?= 100
+.PHONY: fleet
+fleet: setup ## Look at HOSTS=100 servers in one run, beside what ansible -m setup needs for them (a few minutes)
+	$(PYTHON) tests/fleet_bench.py --hosts $(HOSTS)
+
 .PHONY: waves
 waves: setup ## Migrate twelve servers in three waves, one of which has a sabotaged target (about six minutes)
 	tests/waves.sh

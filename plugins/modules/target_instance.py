@@ -209,7 +209,7 @@ def run(instances: Instances, client: CloudClient, params: dict[str, Any], *, ch
     record = outcome.target.record()
     return {
         "changed": outcome.changed,
-        "instance_id": outcome.target.instance_id,
+        "instance_id": "" if outcome.changed and check_mode else outcome.target.instance_id,
         "target": record,
         "diff": {"before": {} if outcome.changed else record, "after": record},
     }

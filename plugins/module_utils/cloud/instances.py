@@ -118,6 +118,10 @@ class Instances:
             if not page["InstanceSet"] or offset >= page["TotalCount"]:
                 return
 
+    def ingress_of(self, groups: Sequence[str]) -> list[Rule]:
+        """The rules for incoming connections of an instance in *groups*, in the order in which they apply."""
+        return effective_ingress((group, self._policies(group)) for group in groups)
+
     def _complete(self, instances: Sequence[Mapping[str, Any]]) -> list[Target]:
         disks = self._disks([disk_id for instance in instances for disk_id in disk_ids_of(instance)])
         groups = dict.fromkeys(group for instance in instances for group in instance.get("SecurityGroupIds") or ())

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..findings import Refusal, refuse
+from ..security_groups import Rule
 from .client import CloudClient
 from .errors import CloudError
 from .instances import Instances
@@ -30,6 +31,8 @@ MIGRATION_TAG = "fleetlift-migration"
 # type and is not documented in one place: this one is sold everywhere, and what is refused is explained.
 SIZE_STEP = 10
 LEAST_SIZE = 20
+# In place of an address that an instance gets when it is created.
+LATER = "given by the cloud"
 # What the cloud says to a dry run that would have succeeded, where it does not simply answer.
 DRY_RUN_PASSED = "DryRunOperation"
 
@@ -166,7 +169,8 @@ class Provision:
         request = run_instances_request(shape, migration=self._migration, source=self._source, sizes=sizes, token=token)
         if dry_run:
             self._try(request)
-            return Provisioned(planned_target(shape, self._source, sizes), changed=True)
+            ingress = self._instances.ingress_of(shape.security_groups)
+            return Provisioned(planned_target(shape, self._source, sizes, ingress), changed=True)
         # Asking again after a lost answer is safe: that is what the token is for.
         (instance_id,) = self._client.call("cvm", "RunInstances", request, expect=("InstanceIdSet",))["InstanceIdSet"]
         return Provisioned(self._running(self._seen(instance_id, attempt)), changed=True)
@@ -237,12 +241,15 @@ class Provision:
             target = self._instances.by_ids([target.instance_id])[0]
 
 
-def planned_target(shape: Shape, source: str, sizes: Sequence[int]) -> Target:
-    """What RunInstances would make, in the form of an instance; it has no ids yet."""
+def planned_target(shape: Shape, source: str, sizes: Sequence[int], ingress: Sequence[Rule]) -> Target:
+    """What RunInstances would make, once it runs; it has no ids yet."""
     return Target(
-        instance_id="",
+        instance_id="(to be created)",
         name=shape.instance_name or source,
-        state="PENDING",
+        state="RUNNING",
+        ingress=tuple(ingress),
+        private_addresses=(LATER,),
+        public_addresses=(LATER,) if shape.bandwidth_out else (),
         instance_type=shape.instance_type,
         zone=shape.zone,
         image_id=shape.image_id,
