@@ -80,6 +80,8 @@ def damage_told() -> Iterator[None]:
         yield
     except Damaged:
         raise
+    except NotImplementedError as error:
+        raise Damaged(f"it uses what is not read here ({error})") from error
     except _STUMBLES as error:
         raise Damaged(f"its structures are damaged ({type(error).__name__}: {error})") from error
     except Exception as error:

@@ -548,6 +548,17 @@ def test_a_damaged_filesystem_is_told_and_not_stumbled_over(volume, tmp_path):
     assert "IMAGE_UNREAD" in codes(found)
 
 
+def test_a_filesystem_with_what_is_not_read_here_says_so(workshop, volume, tmp_path):
+    with (tmp_path / "volume").open("wb") as file:
+        file.truncate(32 * MIB)
+    run("mkfs.ext4", "-q", "-F", "-O", "bigalloc", "-C", "16384", "-d", workshop / "root", tmp_path / "volume")
+
+    found = look(image_files.disk(tmp_path / "disk.raw", tmp_path / "volume"))
+
+    assert "not read here" in found["unread"][0]["why"]
+    assert codes(found, "blocker") == []
+
+
 @pytest.mark.root
 def test_a_system_in_a_subvolume_is_found(tmp_path):
     """Made with a mount, since mkfs.btrfs makes no subvolumes before 6.12."""
