@@ -379,7 +379,10 @@ def verify_command(place: Place, options: argparse.Namespace) -> int:
     """Compare a source with the instance it was moved to; exit with 1 when they differ."""
     found = call(place.socket, "status")
     with tempfile.TemporaryDirectory(prefix="verify-", dir=place.directory) as scratch:
-        results = verify(found, options.machine, options.target, Path(scratch), partial(query_database, place))
+        query = partial(query_database, place)
+        results = namespaces.in_private_mounts(
+            lambda: verify(found, options.machine, options.target, Path(scratch), query)
+        )
     if options.json:
         print(json.dumps([asdict(result) for result in results], indent=2))
     else:

@@ -34,7 +34,7 @@ from lab.machines import uml
 from lab.machines.protocol import Machine, MachineDisk, State
 from lab.machines.qemu import PROGRAMS
 from lab.machines.virtual import VirtualMachine
-from lab.namespaces import in_netns
+from lab.namespaces import in_netns, in_private_mounts
 from lab.network import Network
 from lab.place import Place
 from lab.site import MachineSite
@@ -133,9 +133,8 @@ class DataCentre:
 
             booted.start(make, public_key, progress)
             return
-        files = diskbuild.build_source(
-            source, self._place.directory / "sources" / source.name, site.base_root, public_key
-        )
+        work = self._place.directory / "sources" / source.name
+        files = in_private_mounts(lambda: diskbuild.build_source(source, work, site.base_root, public_key))
         machine = site.source(source.name, [MachineDisk(item.file, item.disk.serial) for item in files])
         self._sources[source.name] = machine
         machine.start()

@@ -18,6 +18,7 @@ from lab.errors import LabError
 from lab.imagelibrary import ImageLibrary
 from lab.loopdisk import copy_sparse
 from lab.machines.protocol import Machine, MachineDisk, MachineError, State
+from lab.namespaces import in_private_mounts
 from lab.network import Network
 from lab.site import MachineSite
 
@@ -116,11 +117,11 @@ class LabHypervisor:
             if self._virtual.get(spec.instance_id):
                 self._images.put(spec.image_id, 0, file, size)
             else:
-                self._images.put_root(spec.image_id, file, size, mountpoint)
+                in_private_mounts(lambda: self._images.put_root(spec.image_id, file, size, mountpoint))
             return
         if spec.instance_id in self._virtual:
             raise LabError(f"the image {spec.image_id} has no boot loader, and {spec.instance_id} needs one")
-        diskbuild.build_stock(file, size, self._site.base_root, mountpoint, spec.password)
+        in_private_mounts(lambda: diskbuild.build_stock(file, size, self._site.base_root, mountpoint, spec.password))
 
     def create(self, spec: InstanceSpec) -> None:
         with reported():

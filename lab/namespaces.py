@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from lab.freezing import parse_mountinfo
+
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -105,21 +107,48 @@ def in_netns(name: str, action: Callable[[], Result]) -> Result:
 
     Sockets made there stay in that namespace; only a thread of its own enters it.
     """
+
+    def enter() -> None:
+        fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(fd, CLONE_NEWNET)
+        finally:
+            os.close(fd)
+
+    return _in_a_thread(f"netns-{name}", enter, action)
+
+
+def in_private_mounts(action: Callable[[], Result]) -> Result:
+    """Run ``action`` where what it mounts is seen by itself and its children only, and return what it returns.
+
+    A mount namespace that anybody makes meanwhile is a copy of the host's, and would keep a disk mounted that is
+    mounted there, for as long as it lives. For the same reason the copy made here lets go of all loop devices.
+    """
+
+    def enter() -> None:
+        unshare(CLONE_NEWNS)
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
+        with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            entries = parse_mountinfo(mounts.read())
+        for entry in reversed(entries):
+            if entry.source.startswith("/dev/loop"):
+                unmount(entry.mountpoint, MNT_DETACH)
+
+    return _in_a_thread("private-mounts", enter, action)
+
+
+def _in_a_thread(name: str, enter: Callable[[], None], action: Callable[[], Result]) -> Result:
     results: list[Result] = []
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
-            fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                setns(fd, CLONE_NEWNET)
-            finally:
-                os.close(fd)
+            enter()
             results.append(action())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             failures.append(error)
 
-    thread = threading.Thread(target=work, name=f"netns-{name}")
+    thread = threading.Thread(target=work, name=name)
     thread.start()
     thread.join()
     if failures:

@@ -18,6 +18,8 @@ from lab.cli import DEMO
 from lab.description import Description, load
 from lab.errors import LabError
 
+TESTS = Path(__file__).resolve().parents[3]
+
 
 def demo() -> dict[str, Any]:
     value: dict[str, Any] = yaml.safe_load(DEMO.read_text())
@@ -35,6 +37,11 @@ def test_demo_names_the_machines_of_the_documentation() -> None:
     ]
     assert [disk.disk_id for disk in description.instances[1].disks] == ["disk-dbsys001", "disk-dbdata01"]
     assert description.instances[0].public_address == "203.0.113.11"
+
+
+@pytest.mark.parametrize("file", sorted(TESTS.glob("*lab.yml")), ids=lambda file: file.stem)
+def test_every_lab_that_tests_are_run_in_can_be_read(file: Path) -> None:
+    assert load(file).instances
 
 
 @pytest.mark.parametrize(
