@@ -241,3 +241,13 @@ def test_the_table_has_a_row_per_source_and_the_cause_of_each_failure() -> None:
     assert "2.0 GiB" in text and "7.2 s" in text and "yes" in text
     assert "landing (failed)" in text and "db1: TARGET_EXPIRED: gone." in text
     assert "not begun" in text
+
+
+def test_the_table_counts_nothing_that_a_rollback_has_undone() -> None:
+    handover = {"phase": "handover", "status": "ok", "data": {"cutover": {"verified": True}}}
+    cutover = {"phase": "cutover", "status": "ok", "data": {"downtime_seconds": 12.0}}
+    rollback = {"phase": "rollback", "status": "ok", "data": {}}
+    back = summary.row("db1", {"target": "ins-1", "phases": [handover, cutover, rollback]})
+    assert (back.phase, back.verified, back.downtime) == ("rollback", None, None)
+    again = summary.row("db1", {"target": "ins-1", "phases": [rollback, handover, cutover]})
+    assert (again.phase, again.verified, again.downtime) == ("cutover", True, 12.0)
