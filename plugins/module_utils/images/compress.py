@@ -16,7 +16,7 @@ from ..upload_progress import UploadProgress
 from . import conversion, judgement, qemu
 from .conversion import Target
 from .estimate import Assumptions, estimate, in_words
-from .header import ImageFile
+from .header import Header, ImageFile
 from .inspection import Inspected, Order, look_at, parts_size
 from .recognise import recognise
 
@@ -154,25 +154,27 @@ def _written(file: ImageFile, source: str, final: Path, wish: Wish, progress: Up
         progress.enter("converting")
         conversion.convert(source, place, Target("qcow2", wish.compression), progress.share, wish.timeout)
         progress.enter("comparing")
-        verify(source, place, final, progress, wish.timeout)
+        verify(source, place, Header("qcow2"), progress, wish.timeout)
         size = place.stat().st_size
         conversion.put(place, final, file.path)
         progress.enter("ready")
     return size
 
 
-def verify(source: str, place: Path, final: Path, progress: UploadProgress, timeout: float) -> None:
-    """Compare the new image with its source. Raises Refusal IMAGE_DIFFERS."""
-    with ImageFile(str(place)) as new:
-        try:
-            same = conversion.is_same(source, qemu.opened_as(place, recognise(new)), progress.share, timeout)
-            said = "their disks differ"
-        except qemu.QemuFailed as error:
-            same, said = False, error.said
+def verify(source: str, place: Path, made: Header, progress: UploadProgress, timeout: float) -> None:
+    """Compare the new image with its source. Raises Refusal IMAGE_DIFFERS.
+
+    *made* says what was written: a raw disk may begin with whatever its guest has put there.
+    """
+    try:
+        same = conversion.is_same(source, qemu.opened_as(place, made), progress.share, timeout)
+        said = "their disks differ"
+    except qemu.QemuFailed as error:
+        same, said = False, error.said
     if not same:
         raise refuse(
             "IMAGE_DIFFERS",
-            final.name,
+            place.name,
             f"The new image is not the same as its source: {said}. It was removed.",
             "Make sure that nothing writes to the source meanwhile, and look at the kernel log for errors of the disk.",
         )

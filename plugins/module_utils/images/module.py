@@ -77,5 +77,13 @@ def prepared(module: AnsibleModule) -> Iterator[None]:
                 "Call it by its full name, fleetlift.cvm.image_info for example.",
             )
         yield
+    except OSError as error:
+        refusal = refuse(
+            "IMAGE_IO",
+            str(module.params["path"]),
+            f"The system says: {error}.",
+            "Check the permissions of the files and directories, and the kernel log for errors of their disks.",
+        )
+        module.fail_json(msg=str(refusal), finding=refusal.finding.record())
     except Refusal as refusal:
         module.fail_json(msg=str(refusal), finding=refusal.finding.record())

@@ -23,12 +23,10 @@ from ..upload_progress import UploadProgress
 from . import conversion, qemu
 from .compress import check_place, convertible, verify
 from .conversion import Target
-from .header import ImageFile
+from .header import Header, ImageFile
 from .inspection import Inspected, Order, look_at
 
 SCHEMA = 1
-# The options of an image's format: raw is never compressed.
-_DRIVERS = {"qcow2": "qcow2", "raw": "raw"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,10 @@ def prepare(wish: Wish, agent: str, progress: UploadProgress) -> dict[str, Any]:
         check_place(file, final)
         found = look_at(file, Order(agent))
         convertible(found)
-        result = _result(final, _recorded(final, file, wish), changed=False)
-        if result is not None:
-            return result
+        origin = {"path": str(file.path.absolute()), **_identity(os.fstat(file.fd))}
+        earlier = _recorded(final, origin, wish)
+        if earlier is not None:
+            return {"changed": False, **_result(final, earlier)}
         if os.geteuid() != 0:
             raise refuse(
                 "NOT_ROOT",
@@ -82,21 +81,17 @@ def prepare(wish: Wish, agent: str, progress: UploadProgress) -> dict[str, Any]:
             progress.enter("converting")
             conversion.convert(source, copy, Target("raw"), progress.share, wish.timeout)
             progress.enter("comparing")
-            verify(source, copy, final, progress, wish.timeout)
+            verify(source, copy, Header("raw"), progress, wish.timeout)
             progress.enter("adapting")
             if wish.grow_to is not None:
                 os.truncate(copy, wish.grow_to)
             reply = _adapted(copy, found, wish, agent)
             if wish.check_mode:
                 return {**_described(reply), "changed": True, "path": str(final)}
-            record = _record(file, wish, reply)
             _finish(copy, final, file.path, wish, progress)
-        _write_record(final, record)
-    return {**(_result(final, record, changed=True) or {}), **_described(reply), "seconds": _since(started)}
-
-
-def _since(started: float) -> float:
-    return round(time.monotonic() - started, 1)
+        record = _write_record(final, origin, wish, reply)
+    seconds = round(time.monotonic() - started, 1)
+    return {"changed": True, **_result(final, record), **_described(reply), "seconds": seconds}
 
 
 def _check_growth(wish: Wish, virtual: int) -> None:
@@ -130,21 +125,29 @@ def _adapted(copy: Path, found: Inspected, wish: Wish, agent: str) -> dict[str, 
         "diff": wish.diff,
         "options": options,
     }
-    done = subprocess.run(
-        [sys.executable, *_program(agent), "adapt"],
-        input=json.dumps(order).encode(),
-        capture_output=True,
-        check=False,
-        timeout=wish.timeout,
-        env={**qemu.ENVIRONMENT, "PYTHONPATH": agent},
-        preexec_fn=qemu.ends_with_us,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, *_program(agent), "adapt"],
+            input=json.dumps(order).encode(),
+            capture_output=True,
+            check=False,
+            timeout=wish.timeout,
+            env={**qemu.ENVIRONMENT, "PYTHONPATH": agent},
+            preexec_fn=qemu.ends_with_us,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise refuse(
+            "ADAPT_TIMEOUT",
+            wish.path,
+            f"The adaptation had not ended after {wish.timeout:.0f} s, and was stopped. The image itself is untouched.",
+            "Give it more time with the option timeout.",
+        ) from error
     try:
         reply: dict[str, Any] = json.loads(done.stdout)
     except ValueError as error:
         raise refuse(
             "ADAPT_UNREADABLE",
-            copy.name,
+            wish.path,
             f"The adaptation ended with status {done.returncode} and without a result.",
             "Run again; the image itself is untouched.",
             output=done.stderr.decode("utf-8", "replace")[-1000:],
@@ -170,17 +173,16 @@ def _finish(copy: Path, final: Path, like: Path, wish: Wish, progress: UploadPro
     raw = f"json:{json.dumps(words)}"
     with conversion.partial(final) as place:
         progress.enter("converting")
-        target = Target(_DRIVERS[wish.format], "zlib" if wish.compress else "")
+        target = Target(wish.format, "zlib" if wish.compress else "")
         conversion.convert(raw, place, target, progress.share, wish.timeout)
         progress.enter("comparing")
-        verify(raw, place, final, progress, wish.timeout)
+        verify(raw, place, Header(wish.format), progress, wish.timeout)
         conversion.put(place, final, like)
     progress.enter("ready")
 
 
-def _identity(path: Path) -> dict[str, Any]:
+def _identity(status: os.stat_result) -> dict[str, Any]:
     """What changes when a file does."""
-    status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
@@ -189,35 +191,33 @@ def _options_digest(wish: Wish) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _record(file: ImageFile, wish: Wish, reply: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+def _write_record(final: Path, origin: dict[str, Any], wish: Wish, reply: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the record at once; it says which file it is about, so that it fits no other."""
+    record = {
         "schema": SCHEMA,
-        "source": {"path": str(file.path.absolute()), **_identity(file.path)},
+        "source": origin,
         "options": _options_digest(wish),
-        "changes": _described(reply)["changes"],
+        "prepared": _identity(final.stat()),
+        "changes": listed(reply["changes"]),
         "findings": reply["findings"],
         "root": reply["root"],
     }
-
-
-def _write_record(final: Path, record: dict[str, Any]) -> None:
-    """Replace the record at once; it says which file it is about, so that it fits no other."""
-    record["prepared"] = _identity(final)
     with conversion.partial(record_path(final)) as place:
         place.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         conversion.sync(place)
         conversion.put(place, record_path(final), final)
+    return record
 
 
-def _recorded(final: Path, file: ImageFile, wish: Wish) -> dict[str, Any] | None:
+def _recorded(final: Path, origin: dict[str, Any], wish: Wish) -> dict[str, Any] | None:
     """The record, if it says that *final* is what is wanted, made of this very source."""
     try:
         record: dict[str, Any] = json.loads(record_path(final).read_text(encoding="utf-8"))
         fits = (
             record["schema"] == SCHEMA
-            and record["source"] == {"path": str(file.path.absolute()), **_identity(file.path)}
+            and record["source"] == origin
             and record["options"] == _options_digest(wish)
-            and record["prepared"] == _identity(final)
+            and record["prepared"] == _identity(final.stat())
         )
     except (OSError, ValueError, KeyError, TypeError):
         # Without a record, or with one that is none, the work is done anew.
@@ -225,11 +225,8 @@ def _recorded(final: Path, file: ImageFile, wish: Wish) -> dict[str, Any] | None
     return record if fits else None
 
 
-def _result(final: Path, record: dict[str, Any] | None, *, changed: bool) -> dict[str, Any] | None:
-    if record is None:
-        return None
+def _result(final: Path, record: dict[str, Any]) -> dict[str, Any]:
     return {
-        "changed": changed,
         "path": str(final),
         "record": str(record_path(final)),
         "size": final.stat().st_size,

@@ -20,10 +20,13 @@ import image_files
 import pytest
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refusal
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images import prepare as preparing
+from ansible_collections.fleetlift.cvm.plugins.module_utils.images import qemu
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.estimate import Assumptions
-from ansible_collections.fleetlift.cvm.plugins.module_utils.images.inspection import Order, inspect
-from ansible_collections.fleetlift.cvm.plugins.module_utils.images.judgement import Wishes
+from ansible_collections.fleetlift.cvm.plugins.module_utils.images.header import ImageFile
+from ansible_collections.fleetlift.cvm.plugins.module_utils.images.inspection import Inspected, Order, inspect
+from ansible_collections.fleetlift.cvm.plugins.module_utils.images.judgement import Look, Wishes
 from ansible_collections.fleetlift.cvm.plugins.module_utils.images.prepare import Wish, prepare
+from ansible_collections.fleetlift.cvm.plugins.module_utils.images.recognise import recognise
 from ansible_collections.fleetlift.cvm.plugins.module_utils.upload_progress import UploadProgress
 from image_files import KERNEL, MIB, VIRTIO
 from play_here import play
@@ -188,6 +191,37 @@ def test_what_the_adaptation_refuses_leaves_nothing(guest, tmp_path):
 
     assert list(tmp_path.iterdir()) == []
     nothing_left(tmp_path)
+
+
+def test_an_adaptation_that_takes_too_long_is_stopped(guest, tmp_path, monkeypatch):
+    def late(*words, **options):
+        raise subprocess.TimeoutExpired(words, options["timeout"])
+
+    monkeypatch.setattr(preparing.subprocess, "run", late)
+    monkeypatch.setattr(preparing, "look_at", lambda file, _order: looked)
+    with ImageFile(str(guest)) as file:
+        looked = Inspected(Look(guest.name, file.size, recognise(file), qemu.Consistency(True)))
+
+    with pytest.raises(Refusal, match="ADAPT_TIMEOUT"):
+        do(guest, tmp_path / "ready.qcow2")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_guest_that_wrote_the_header_of_an_image_to_its_disk_is_copied_as_it_is(guest, tmp_path):
+    """The first sector of a raw disk is the guest's: it must not make its copy another format."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"of this host" * 1000)
+    evil = tmp_path / "evil.qcow2"
+    image_files.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", secret, evil)
+    raw = tmp_path / "disk.raw"
+    raw.write_bytes(evil.read_bytes()[:440] + guest.read_bytes()[440:])
+    source = tmp_path / "disk.vmdk"
+    image_files.run("qemu-img", "convert", "-f", "raw", "-O", "vmdk", raw, source)
+
+    do(source, tmp_path / "ready.qcow2")
+
+    assert look(tmp_path / "ready.qcow2")["virtio"] is True
 
 
 def test_who_is_not_root_is_told_so_before_anything_is_copied(guest, tmp_path, monkeypatch):
