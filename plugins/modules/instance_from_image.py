@@ -34,7 +34,8 @@ options:
   state:
     description:
       - With V(present) the instance runs from the image.
-      - With V(found) nothing is changed, and RV(instance_id) is that of the instance that an earlier run created.
+      - With V(found) nothing is changed, and RV(instance_id) is that of the instance that an earlier run created. With
+        O(instance_id) it is that one, and one that cannot be reset (expired, isolated) is refused.
     type: str
     choices: [present, found]
     default: present
@@ -180,7 +181,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.module import 
 )
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.provision import GIB, Provision, Shape, disk_sizes
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.reinstall import Reinstall, check_fits
-from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.target import Target
+from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.target import Target, standing_refusals
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.waiter import DummyWaiter, Waiter
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refusal, refuse
 
@@ -190,7 +191,8 @@ def run(instances: Instances, client: CloudClient, params: dict[str, Any], *, ch
     waiter = Waiter(params["wait_timeout"]) if params["wait"] and not check_mode else DummyWaiter()
     provision = Provision(client, instances, migration=params["migration"], source=params["source"], waiter=waiter)
     if params["state"] == "found":
-        return answer(provision.find(), params, changed=False)
+        found = usable(instances, params["instance_id"]) if params["instance_id"] else provision.find()
+        return answer(found, params, changed=False)
     image = image_of(Images(client), params["image_id"])
     if params["instance_id"]:
         reinstall = Reinstall(client, instances, params["instance_id"], waiter)
@@ -199,6 +201,14 @@ def run(instances: Instances, client: CloudClient, params: dict[str, Any], *, ch
     sizes = [system_size(params, image), *(disk["size_gb"] for disk in params["data_disks"])]
     made = provision.ensure(shape_of(params), sizes, dry_run=check_mode)
     return answer(made.target, params, changed=made.changed)
+
+
+def usable(instances: Instances, instance_id: str) -> Target:
+    """The instance to reset, unless nothing could be done with it."""
+    (target,) = instances.by_ids([instance_id])
+    for finding in standing_refusals(target):
+        raise Refusal(finding)
+    return target
 
 
 def image_of(images: Images, image_id: str) -> Image:
@@ -244,7 +254,8 @@ def answer(target: Target | None, params: dict[str, Any], *, changed: bool) -> d
             address = ""
     return {
         "changed": changed,
-        "instance_id": target.instance_id if target else "",
+        # One that is only planned has no id yet.
+        "instance_id": target.instance_id if target and target.instance_id.startswith("ins-") else "",
         "address": address,
         "target": target.record() if target else None,
     }

@@ -107,6 +107,14 @@ class Fleet:
         return [entry["action"] for entry in self.requests() if not entry["action"].startswith("Describe")]
 
 
+def seen_by(fleet: Fleet, action: str) -> None:
+    """Return once a request of ``action`` has arrived."""
+    deadline = time.monotonic() + 20
+    while not fleet.requests(action):
+        assert time.monotonic() < deadline, f"no {action} within 20 s"
+        time.sleep(0.01)
+
+
 def instance(name: str, label: str, host: int, system: str, data: tuple[str, ...] = ()) -> Instance:
     return Instance(
         instance_id=name,

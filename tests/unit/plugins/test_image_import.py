@@ -31,7 +31,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.import_failures impo
 from ansible_collections.fleetlift.cvm.plugins.module_utils.import_progress import ImportProgress, import_line
 from ansible_collections.fleetlift.cvm.plugins.module_utils.upload_progress import read_progress
 from cos_site import BUCKET, CosSite
-from lab_fleet import SECRET_KEY, Fleet, small_store
+from lab_fleet import SECRET_KEY, Fleet, seen_by, small_store
 
 from lab.cloud.hypervisor import ImageRejected
 from lab.cloud.images import TEXTS
@@ -100,6 +100,7 @@ def test_interrupted_import_is_waited_for(fleet):
     outcomes = []
     waiting = threading.Thread(target=lambda: outcomes.append(present(fleet)))
     waiting.start()
+    seen_by(fleet, "DescribeImages")
     fleet.hypervisor.gate.set()
     waiting.join(20)
     assert outcomes[0].changed and outcomes[0].image.state == "NORMAL"

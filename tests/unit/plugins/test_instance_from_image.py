@@ -16,7 +16,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.reinstall impo
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.waiter import Waiter
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refusal
 from ansible_collections.fleetlift.cvm.plugins.modules import instance_from_image
-from lab_fleet import REGION, WEB, Fleet, small_store
+from lab_fleet import REGION, WEB, Fleet, seen_by, small_store
 
 from lab.cloud.store import Image
 
@@ -107,6 +107,7 @@ def test_reset_that_runs_already_is_waited_for(fleet):
     done = []
     waiting = threading.Thread(target=lambda: done.append(run(fleet, instance_id=WEB)))
     waiting.start()
+    seen_by(fleet, "DescribeInstances")
     fleet.hypervisor.gate.set()
     waiting.join(30)
     assert done[0]["changed"] and done[0]["target"]["state"] == "RUNNING"
@@ -153,5 +154,11 @@ def test_image_that_is_not_ready_is_refused(fleet):
 
 def test_expired_instance_is_refused(fleet):
     fleet.cloud.set_instance(WEB, RestrictState="EXPIRED")
-    assert refused(run, fleet, instance_id=WEB).code == "TARGET_EXPIRED"
+    for state in ("found", "present"):
+        assert refused(run, fleet, instance_id=WEB, state=state).code == "TARGET_EXPIRED"
     assert fleet.changes() == []
+
+
+def test_instance_to_reset_is_looked_at_first(fleet):
+    assert run(fleet, instance_id=WEB, state="found")["target"]["disks"][0]["size_bytes"] == 50 << 30
+    assert refused(run, fleet, instance_id="ins-missing1", state="found").code == "TARGET_NOT_FOUND"
