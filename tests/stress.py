@@ -16,10 +16,9 @@ from subprocess import SubprocessError
 
 from fleetlift_agent.errors import AgentError
 from loop_pair import pair_factory
+from own_mounts import enter_own_mounts
 from stress_round import Plan, play
 from veth_link import veth_link
-
-from lab import namespaces
 
 
 def attempt(plan: Plan) -> str | None:
@@ -39,9 +38,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="the number of the first round")
     options = parser.parse_args()
-    # Whoever makes a mount namespace meanwhile would hold our filesystems after we unmounted them.
-    namespaces.unshare(namespaces.CLONE_NEWNS)
-    namespaces.mount("none", "/", None, namespaces.MS_REC | namespaces.MS_PRIVATE)
+    enter_own_mounts()
     failed = 0
     for number in range(options.first, options.first + options.rounds):
         plan = Plan.draw(options.seed, number)

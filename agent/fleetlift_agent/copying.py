@@ -89,6 +89,10 @@ class Copy:
     def catch_up(self, cancelled: Cancellation) -> None:
         """Passes until the last one is expected to be short enough, or they gain nothing; then the proof."""
         tracker = self._follow()
+        if not self._synced_once:
+            # After a reboot of the source, say: nothing is known here, and the target holds everything already.
+            self.replicator.connect(cancelled)
+            self._synced_once = self.replicator.complete
         if self.tracking:
             self._catch_up_with_changes(tracker, cancelled)
         else:

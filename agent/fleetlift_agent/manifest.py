@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fleetlift_agent.extents import extent_count
-from fleetlift_agent.hashing import DIGEST, Hash
+from fleetlift_agent.hashing import DIGEST, UNKNOWN, Hash
 
 _HEADER = struct.Struct(">8s16s40s64sQ")
 _MAGIC = b"FLMANIF1"
@@ -59,6 +59,11 @@ class MemoryManifest:
     def blank(self) -> bool:
         """Whether no digest is known."""
         return self._digests.count(0) == len(self._digests)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every digest is known."""
+        return all(self.get(extent) != UNKNOWN for extent in range(self.count))
 
 
 class FileManifest:

@@ -761,6 +761,11 @@ class Replicator:
         return self._session
 
     @property
+    def complete(self) -> bool:
+        """Whether the target is known to hold something everywhere."""
+        return all(disk.manifest.complete for disk in self.disks)
+
+    @property
     def owes(self) -> bool:
         """Whether the target lacks something that it was known to hold."""
         return bool(self._owed)

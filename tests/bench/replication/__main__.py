@@ -95,6 +95,10 @@ class Ratios:
             small, large = (row["measured"]["wall"] for row in known["size"]["rows"])
             notes = "; ".join(row["note"] for row in known["size"]["rows"])
             self.say(f"final pass, 16 GiB over 2 GiB ({notes})", large / small, 1.5, at_least=False)
+        if "tracking" in known:
+            row = self.row("tracking", "tracked")
+            slower = row["measured"]["wall"] / self.wall("tracking", "not tracked") - 1
+            self.lines.append(f"     tracking: {row['note']}; the writer takes {slower:+.0%} longer")
         return self.lines
 
 

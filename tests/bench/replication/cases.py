@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ _SERVER_SIZE = 2048 * MIB
 _FILES_SIZE = 3072 * MIB
 _FILES = 200_000
 _RUNS = 3
+_WRITES = 60_000
 _GIB = 1 << 30
 
 
@@ -61,13 +64,13 @@ class Bench:
 
     def row(self, workload: str, tool: str, measured: Measurement, **facts: object) -> Row:
         row = Row(self.case, workload, tool, self.limit, measured, **facts)  # type: ignore[arg-type]
-        print(f"  {tool}: {measured.wall:.2f} s, {measured.wire / 1e6:.1f} MB", flush=True)
+        print(f"  {tool}: {measured.wall:.2f} s, {measured.wire / 1e6:.1f} MB {row.note}", flush=True)
         return row
 
     def filesystem(self, name: str, size: int, fill: Callable[[Path], None]) -> Path:
         """An image with an ext4 that was filled and unmounted."""
         with loop(self.scratch / f"{name}.making", size) as made:
-            run("mkfs.ext4", "-q", made.device)
+            run("mkfs.ext4", "-q", "-i", "8192", made.device)
             with mounted(made.device, self.scratch / "mnt") as top:
                 fill(top)
             image = self.scratch / f"{name}.img"
@@ -154,7 +157,8 @@ def final(bench: Bench) -> Iterator[Row]:
         ours = Ours(bench.link, bench.scratch / "ours", source, target)
         with ours.running() as meter:
             ours.replicate(meter)
-            yield bench.row(workload, ours.name, ours.cut_over(meter, dirty_hook(top, 1)))
+            measured = ours.cut_over(meter, dirty_hook(top, 1))
+            yield bench.row(workload, ours.name, measured, note=ours.split)
 
 
 def size(bench: Bench) -> Iterator[Row]:
@@ -194,6 +198,50 @@ def incompressible(bench: Bench) -> Iterator[Row]:
         yield bench.row("content that does not compress", ours.name, wall, payload=first["bytes_sent"])
 
 
+_TRACKER = """
+import json, sys, time
+from pathlib import Path
+from fleetlift_agent.tracing import ChangeTracker, TrackedDisk
+device = Path(sys.argv[1])
+tracker = ChangeTracker.start(Path(sys.argv[2]), "bench", [TrackedDisk.open("d0", device, int(sys.argv[3]))])
+begun = time.process_time()
+print("ready", flush=True)
+sys.stdin.read()
+tracker.drain()
+state = tracker.state()
+print(json.dumps({"cpu": time.process_time() - begun, "events": state.events, "lost": state.lost}))
+tracker.close(remove=True)
+"""
+
+
+def tracking(bench: Bench) -> Iterator[Row]:
+    """What following the writes costs a source that does nothing else than to write: the best of some runs each."""
+    workload = f"{_WRITES} direct writes of 4 KiB, one by one"
+    disk = 1024 * MIB
+    write = [sys.executable, str(Path(content.__file__).resolve()), "write"]
+    alone, tracked = [], []
+    with loop(bench.scratch / "disk.img", disk) as made:
+        run("dd", "if=/dev/zero", f"of={made.device}", "bs=1M", "count=1024", "oflag=direct", "status=none")
+        command = [*write, str(made.device), str(_WRITES)]
+        for number in range(_RUNS):
+            alone.append(json.loads(run(*command)))
+            directory = bench.scratch / f"tracker{number}"
+            directory.mkdir()
+            follow = [sys.executable, "-c", _TRACKER, str(made.device), str(directory), str(disk)]
+            with subprocess.Popen(follow, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tracker:
+                assert tracker.stdout is not None and tracker.stdout.readline() == "ready\n"
+                measured = json.loads(run(*command))
+                facts = json.loads(tracker.communicate("")[0])
+            # One more is the read by which the tracker saw that this disk is traced.
+            assert facts["events"] >= _WRITES and not facts["lost"], facts
+            tracked.append((measured["wall"], measured["cpu"], facts["cpu"]))
+    wall, cpu = min((each["wall"], each["cpu"]) for each in alone)
+    yield bench.row(workload, "not tracked", Measurement(wall, 0, 0, cpu, 0))
+    wall, cpu, own = min(tracked)
+    note = f"{own / _WRITES * 1e6:.1f} microseconds of the sender's CPU for each write"
+    yield bench.row(workload, "tracked", Measurement(wall, 0, 0, cpu + own, 0), note=note)
+
+
 def dirty_hook(top: Path, seed: int) -> str:
     return f"{sys.executable} {Path(content.__file__).resolve()} dirty {top} {seed}"
 
@@ -208,6 +256,7 @@ CASES: dict[str, tuple[Callable[[Bench], Iterator[Row]], int | None]] = {
     "final-slow": (final, SLOW),
     "size": (size, None),
     "incompressible": (incompressible, SLOW),
+    "tracking": (tracking, None),
 }
 
 

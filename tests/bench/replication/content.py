@@ -1,14 +1,21 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the disks of a benchmark hold, and how it changes. `python content.py dirty TOP SEED` makes 50 MB dirty."""
+"""What the disks of a benchmark hold, and how it changes.
+
+`python content.py dirty TOP SEED` makes 50 MB dirty; `write DEVICE COUNT` writes granules past every cache, and prints
+the seconds and the CPU seconds that it took.
+"""
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 MB = 1_000_000
@@ -100,5 +107,21 @@ def sync(top: Path) -> None:
     subprocess.run(["sync", "--file-system", str(top)], check=True)
 
 
+def write_granules(device: Path, count: int) -> dict[str, float]:
+    """The seconds and CPU seconds of so many direct writes, one after the other."""
+    chance = random.Random(count)
+    descriptor = os.open(device, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    granules = os.lseek(descriptor, 0, os.SEEK_END) // GRANULE
+    with mmap.mmap(-1, GRANULE) as buffer:
+        places = [chance.randrange(granules) * GRANULE for _write in range(count)]
+        begun, cpu = time.monotonic(), time.process_time()
+        for place in places:
+            os.pwrite(descriptor, buffer, place)
+        return {"wall": time.monotonic() - begun, "cpu": time.process_time() - cpu}
+
+
 if __name__ == "__main__":
-    make_dirty(Path(sys.argv[2]), int(sys.argv[3]))
+    if sys.argv[1] == "write":
+        print(json.dumps(write_granules(Path(sys.argv[2]), int(sys.argv[3]))))
+    else:
+        make_dirty(Path(sys.argv[2]), int(sys.argv[3]))

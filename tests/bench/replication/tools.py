@@ -16,9 +16,8 @@ from pathlib import Path
 
 from block_devices import run
 from loop_pair import Loop, Pair, wait_for
+from own_mounts import enter_own_mounts
 from veth_link import TARGET, Link
-
-from lab import namespaces
 
 # Whatever is waited for may take this long, in seconds.
 PATIENCE = 900.0
@@ -161,6 +160,8 @@ class Ours:
     def __init__(self, link: Link, root: Path, source: Loop, target: Loop) -> None:
         self.pair = Pair(root, [(source, target)], 4443, tracking=True)
         self._link = link
+        # The seconds of the last cutover's parts.
+        self.split = ""
         self.pair.sender.interpreter = link.inside(link.source, sys.executable)
         self.pair.receiver.interpreter = link.inside(link.target, sys.executable)
         self.pair.sender.write_config(peer={"host": TARGET, "port": 4443}, peer_timeout=60)
@@ -193,6 +194,7 @@ class Ours:
         assert record["phase"] == "prepared", record
         parts = ("stop_services", "flush", "freeze", "drain", "send", "verify")
         measured = meter.end(wall=sum(record["timings"][part] for part in parts))
+        self.split = ", ".join(f"{part} {record['timings'][part]:.2f}" for part in parts)
         hooked = cpu_seconds(self.pair.sender.pid) - own_cpu_seconds(self.pair.sender.pid) - begun
         return replace(measured, cpu_source=measured.cpu_source - hooked)
 
@@ -236,8 +238,7 @@ def enter_own_world(scratch: Path, base_root: Path) -> None:
 
     Nothing of it is seen from outside, and no mount of ours is held by anybody else.
     """
-    namespaces.unshare(namespaces.CLONE_NEWNS)
-    namespaces.mount("none", "/", None, namespaces.MS_REC | namespaces.MS_PRIVATE)
+    enter_own_mounts()
     # For the names of network namespaces and what the SSH server wants to find there.
     run("mount", "-t", "tmpfs", "tmpfs", "/run")
     Path("/run/sshd").mkdir()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 from block_devices import run
-from loop_pair import MIB, MakePair, Pair, instance_of, wait_for
+from loop_pair import MIB, MakePair, Pair, instance_of, remove_trace, wait_for
 from test_replication import corrupt
 
 pytestmark = pytest.mark.root
@@ -152,6 +153,36 @@ def test_killed_sender_goes_on_where_its_trace_stands(make_pair: MakePair) -> No
     assert state["passes"][0]["bytes_read"] == 12 * GRANULE
     assert pair.prepare()["verified"]
     pair.assert_identical()
+
+
+def test_source_that_was_rebooted_is_read_once_more_and_not_sent_again(make_pair: MakePair) -> None:
+    pair = live_pair(make_pair)
+    pair.sender.kill()
+    # What a reboot takes: the trace in the kernel, and all that the agent kept in memory.
+    remove_trace(pair)
+    shutil.rmtree(pair.sender.directory / "dirty")
+    for left_out in pair.sender.directory.glob("left-out.*"):
+        left_out.unlink()
+    write_granules(pair, 7)
+    pair.sender.start()
+    state = pair.replicate()
+    pair.assert_identical()
+    assert [item["kind"] for item in state["passes"][:2]] == ["rescan", "audit"]
+    assert state["passes"][0]["bytes_read"] == 64 * MIB
+    assert state["totals"]["bytes_sent"] == 7 * GRANULE
+    assert state["sync"]["mode"] == "tracking"
+    assert pair.prepare()["verified"]
+
+
+def test_without_tracking_the_state_says_why_and_what_it_costs(make_pair: MakePair) -> None:
+    pair = make_pair(64 * MIB, tracking=False)
+    pair.disks[0][0].write(0, os.urandom(48 * MIB))
+    pair.start()
+    sync = pair.replicate()["sync"]
+    assert (sync["mode"], sync["reason"]) == ("rehash", "it is switched off in the configuration")
+    assert sync["send_rate"] > 0
+    # The last pass reads the whole disk again.
+    assert sync["final_pass"] == pytest.approx(0.3 + 64 * MIB / sync["send_rate"], abs=0.1)
 
 
 @pytest.mark.parametrize("emptied", [False, True])
