@@ -32,7 +32,7 @@ from . import (
     nic_names,
     selinux,
 )
-from .copy import Copy, DiskRequest, held, locate, look_at, opened, table_change, write_table
+from .copy import Copy, DiskRequest, held, locate, look_at, opened, table_change, untouched, write_table
 from .finding import Finding
 from .record import Record, describe
 from .situation import Options, Situation, invalid, parse_options
@@ -94,11 +94,16 @@ def adapt(request: Request) -> dict[str, Any]:
         stack.callback(_forget, work)
         located = locate(request.disks)
         for _disk, path in located:
-            stack.enter_context(held(path))
+            stack.enter_context(held(path, _BASE))
+        # Until all that is mounted is mounted: then the kernel keeps partitions as they are.
+        quiet = stack.enter_context(ExitStack())
+        for _disk, path in located:
+            quiet.enter_context(untouched(path))
         run = _Run(request, work)
         if not request.undo:
             run.adapt_tables(located)
         with opened(located, work, check=request.check, root=request.options.root) as copy:
+            quiet.close()
             if request.undo:
                 run.undo(copy)
             else:

@@ -84,12 +84,32 @@ def locate(disks: Sequence[DiskRequest]) -> list[tuple[DiskRequest, Path]]:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Nobody else who asks may use the disk meanwhile: another adaptation, or the device manager.
+def held(path: Path, locks: Path) -> Iterator[None]:
+    """No other adaptation may use the disk meanwhile; its lock is in *locks*. Raises AgentError ADAPT_BUSY."""
+    status = path.stat()
+    number = f"{os.major(status.st_rdev)}-{os.minor(status.st_rdev)}"
+    with _locked(locks / f".adapt-{number}.lock" if stat.S_ISBLK(status.st_mode) else path, path):
+        yield
 
-    https://systemd.io/BLOCK_DEVICE_LOCKING. Raises AgentError ADAPT_BUSY.
+
+@contextmanager
+def untouched(path: Path) -> Iterator[None]:
+    """The device manager leaves the disk alone meanwhile: https://systemd.io/BLOCK_DEVICE_LOCKING.
+
+    Not for long: what it has to do with the disk it tries again several times a second until it may. Raises
+    AgentError ADAPT_BUSY.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if not stat.S_ISBLK(path.stat().st_mode):
+        yield
+        return
+    with _locked(path, path):
+        yield
+
+
+@contextmanager
+def _locked(lock: Path, path: Path) -> Iterator[None]:
+    flags = os.O_RDONLY if lock == path else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(lock, flags | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS
         while True:

@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import server_disk
 from block_devices import eventually, run
+from fleetlift_agent.adapt import copy
+from fleetlift_agent.errors import AgentError
 from server_disk import DRIVERS, MIB, VERSION, Server
 
 INITRD = f"boot/initrd.img-{VERSION}"
@@ -134,6 +138,31 @@ def test_an_adaptation_that_is_killed_leaves_no_mount_and_no_loop_device(server:
     adapting.communicate()
     assert eventually(lambda: not run("losetup", "--associated", server.image), 30)
     assert str(server.image) not in Path("/proc/mounts").read_text()
+
+
+def test_the_device_manager_waits_for_the_mounts_and_not_for_the_initramfs(server: Server) -> None:
+    with server.mounted() as root:
+        (root / "wait").touch()
+    device = run("losetup", "--find", "--show", server.image)
+    try:
+        adapting = replace(server, image=Path(device)).run()
+        assert eventually(lambda: b"reached\n" in server.image.read_bytes(), 60)
+        with open(device, "rb") as disk:
+            # As the device manager takes it before it looks at a disk.
+            fcntl.flock(disk, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        adapting.kill()
+        adapting.communicate()
+    finally:
+        run("losetup", "--detach", device)
+
+
+def test_two_adaptations_of_one_disk_do_not_run_at_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copy, "_LOCK_SECONDS", 0.1)
+    with copy.held(server.image, tmp_path), pytest.raises(AgentError) as caught, copy.held(server.image, tmp_path):
+        pass
+    assert caught.value.code == "ADAPT_BUSY"
 
 
 def test_a_generator_that_fails_leaves_the_old_image_and_says_what_it_said(server: Server) -> None:
