@@ -24,7 +24,7 @@ from browser import browser, load  # noqa: E402
 PICTURE = REPOSITORY / "docs" / "images" / "preflight-report.png"
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as directory, browser(1000, 760) as driver:
+    with tempfile.TemporaryDirectory() as directory, browser(1000, 900) as driver:
         file = Path(directory) / "report.html"
         file.write_text(page(report_fleet.report()), encoding="utf-8")
         load(driver, file)

@@ -23,6 +23,8 @@ from ..module_utils.findings import SEVERITIES
 from ..module_utils.progress import duration, size
 
 STATES = {"ready": "Can migrate", "blocked": "Blocked", "done": "Done"}
+# Figures of an estimate whose names say too little.
+LABELS = {"seconds": "until in sync", "downtime_seconds": "downtime, at most", "rate_bytes_per_second": "rate"}
 NAMES = {"blocker": "Blocker", "warning": "Warning", "note": "Note"}
 
 STYLE = """
@@ -57,6 +59,8 @@ i.ready { background: var(--ready); } i.blocked { background: var(--blocker); } 
 .tile span { color: var(--soft); font-size: .875rem; }
 .tile.blocker b { color: var(--blocker); } .tile.warning b { color: var(--warning); }
 .tile.note b { color: var(--note); }
+.assumed { color: var(--soft); font-size: .9375rem; margin-top: -.5rem; } .assumed summary { cursor: pointer; }
+.assumed ul { margin: .4rem 0 0; padding-left: 1.25rem; }
 .waves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: .75rem; }
 .waves .tile b { font-size: 1rem; margin-bottom: .35rem; }
 .tools { display: none; position: sticky; top: 0; z-index: 2; background: var(--page); padding: .75rem 0;
@@ -221,6 +225,7 @@ script-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'
 {bar(counts)}
 {legend(counts)}
 <div class="tiles">{tiles(report)}</div>
+{assumptions(report.get("estimate") or {})}
 {wave_tiles(report["waves"])}
 </header>
 <main>
@@ -272,12 +277,21 @@ def tiles(report: Mapping[str, Any]) -> str:
         *((severity, str(counts[f"{severity}s"]), f"{NAMES[severity].lower()}s") for severity in SEVERITIES),
         ("", str(counts["accepted"]), "accepted"),
     ]
-    if counts["used_bytes"] is not None:
+    # What an estimate sends says it as well.
+    if counts["used_bytes"] is not None and not report.get("estimate"):
         found.append(("", size(counts["used_bytes"]), "in use on disks"))
     found += [("", value, name) for name, value in figures(report.get("estimate") or {})]
     return "".join(
         f'<div class="tile {kind}"><b>{text(value)}</b><span>{text(name)}</span></div>' for kind, value, name in found
     )
+
+
+def assumptions(estimate: Mapping[str, Any]) -> str:
+    """What the figures of the estimate take for granted."""
+    lines = "".join(f"<li>{text(line)}</li>" for line in estimate.get("assumptions") or ())
+    if not lines:
+        return ""
+    return f'<details class="assumed"><summary>What the estimate assumes</summary><ul>{lines}</ul></details>'
 
 
 def wave_tiles(waves: Sequence[Mapping[str, Any]]) -> str:
@@ -309,7 +323,7 @@ def figures(values: Mapping[str, Any]) -> list[tuple[str, str]]:
                 label, shown = name[: -len("bytes")].rstrip("_") or "data", size(value)
             elif name.endswith(("_seconds", "seconds")):
                 label, shown = name[: -len("seconds")].rstrip("_") or "time", duration(value)
-        found.append((label.replace("_", " "), shown))
+        found.append((LABELS.get(name) or label.replace("_", " "), shown))
     return found
 
 

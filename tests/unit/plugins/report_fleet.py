@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.target import Disk, Operation, Target
+from ansible_collections.fleetlift.cvm.plugins.module_utils.estimate import Circumstances, estimate
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Finding
 from ansible_collections.fleetlift.cvm.plugins.module_utils.fleet_report import Source, document, source_from
 from ansible_collections.fleetlift.cvm.plugins.module_utils.kernel_support import kernel_findings, tracing
@@ -102,14 +103,20 @@ def known(
         **options,
     }  # fmt: skip
     assessment = assessment_of(params)
+    pairs = [pair.record() for pair in assessment.pairs]
+    mapped = [
+        each for each in params["source_facts"].get("disks", []) if each["path"] in {one["device"] for one in pairs}
+    ]
+    around = Circumstances(bandwidth_limit=12.5e6, services=len(processes))
     return {
         "fleetlift_target": params["target_id"],
         "fleetlift_wave": wave,
         "fleetlift_source": {"facts": params["source_facts"]},
         "fleetlift_assessment": {
             "findings": [each.record() for each in assessment.findings],
-            "pairs": [pair.record() for pair in assessment.pairs],
+            "pairs": pairs,
         },
+        "fleetlift_estimate": estimate(mapped, facts["probe"]["bytes_per_second"], around) if mapped else {},
     }
 
 

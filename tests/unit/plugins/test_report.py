@@ -108,6 +108,12 @@ def test_terminal_shows_each_blocker_with_its_next_step() -> None:
         assert re.search(rf"^{name}: [A-Z_]+: .* Next: .", shown, re.MULTILINE)
 
 
+def test_page_shows_the_estimate_and_what_it_assumes() -> None:
+    shown = page(REPORT)
+    assert "<span>to send</span>" in shown and "<span>downtime, at most</span>" in shown
+    assert "What the estimate assumes" in shown and "60% of what is read goes over the wire (assumed)" in shown
+
+
 # --- JUnit
 
 
