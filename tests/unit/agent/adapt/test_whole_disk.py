@@ -146,12 +146,14 @@ def test_the_device_manager_waits_for_the_mounts_and_not_for_the_initramfs(serve
     device = run("losetup", "--find", "--show", server.image)
     try:
         adapting = replace(server, image=Path(device)).run()
-        assert eventually(lambda: b"reached\n" in server.image.read_bytes(), 60)
-        with open(device, "rb") as disk:
-            # As the device manager takes it before it looks at a disk.
-            fcntl.flock(disk, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        adapting.kill()
-        adapting.communicate()
+        try:
+            assert eventually(lambda: b"reached\n" in server.image.read_bytes(), 60)
+            with open(device, "rb") as disk:
+                # As the device manager takes it before it looks at a disk.
+                fcntl.flock(disk, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            adapting.kill()
+            adapting.communicate()
     finally:
         run("losetup", "--detach", device)
 
