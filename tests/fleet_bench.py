@@ -40,23 +40,25 @@ class Measured:
     memory: int
 
 
-def processes_of(session: int) -> list[int]:
-    """The processes of a session."""
-    found = []
+def descendants(process: int) -> list[int]:
+    """*process* and all that it has started, whose sessions differ: Ansible gives each worker one of its own."""
+    children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = path.read_text().rpartition(")")[2].split()
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(fields[3]) == session:
-            found.append(int(path.parent.name))
+        children.setdefault(parent, []).append(int(path.parent.name))
+    found = [process]
+    for pid in found:
+        found += children.get(pid, [])
     return found
 
 
-def memory_of(session: int) -> int:
-    """Bytes that the processes of a session use, shared pages counted in shares."""
+def memory_of(process: int) -> int:
+    """Bytes that *process* and its descendants use, shared pages counted in shares."""
     total = 0
-    for pid in processes_of(session):
+    for pid in descendants(process):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError):
@@ -71,12 +73,12 @@ def measure(command: list[str], environment: dict[str, str], log: Path) -> Measu
     begun = time.monotonic()
     most = 0
     with log.open("wb") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
         done = threading.Event()
 
         def watch() -> None:
             nonlocal most
-            while not done.wait(1.0):
+            while not done.wait(0.5):
                 most = max(most, memory_of(process.pid))
 
         watching = threading.Thread(target=watch)
