@@ -112,6 +112,13 @@ def check_place(file: ImageFile, final: Path) -> None:
             "dest is the image itself, which is never changed.",
             "Give another name.",
         )
+    if not final.parent.is_dir():
+        raise refuse(
+            "IMAGE_DIRECTORY",
+            str(final),
+            f"There is no directory {final.parent}.",
+            "Create it, or give another place for the new image.",
+        )
     if final.is_dir() or final.is_symlink():
         raise refuse("IMAGE_DIRECTORY", str(final), "dest is not a plain file.", "Give the name of the file to write.")
 

@@ -214,6 +214,45 @@ def test_progress_is_told_from_the_program(good, tmp_path):
     assert told[-1] == 1
 
 
+def run_module(**arguments):
+    """The answer of the module in a process of its own, and all that it said."""
+    words = [sys.executable, str(Path(__file__).with_name("run_module.py")), "image_convert"]
+    collections = next(path for path in sys.path if Path(path, "ansible_collections/fleetlift").is_dir())
+    environment = {**os.environ, "PYTHONPATH": collections}
+    given = json.dumps(arguments)
+    done = subprocess.run(words, input=given, env=environment, capture_output=True, text=True, check=False)
+    return json.loads(done.stdout), done.stdout + done.stderr
+
+
+def test_what_the_system_refuses_is_a_record_and_no_traceback(good, tmp_path):
+    answer, said = run_module(path=str(good), dest=str(tmp_path / ("long" * 100)), agent=AGENT)
+
+    assert answer["finding"]["code"] == "IMAGE_IO", said
+    assert "Traceback" not in said
+
+
+def test_the_module_without_its_action_says_what_is_missing(good, tmp_path):
+    answer, said = run_module(path=str(good), dest=str(tmp_path / "out.qcow2"))
+
+    assert answer["finding"]["code"] == "IMAGE_ACTION_MISSING", said
+
+
+def test_a_directory_that_is_not_there_is_named(good, tmp_path):
+    for dest in (tmp_path / "nowhere/out.qcow2", tmp_path):
+        with pytest.raises(Refusal, match="IMAGE_DIRECTORY"):
+            convert(good, dest, when="always")
+
+
+def test_what_qemu_cannot_read_is_a_record_with_what_it_said(tmp_path):
+    words = json.dumps({"driver": "raw", "file": {"driver": "file", "filename": str(tmp_path / "gone")}})
+
+    with pytest.raises(Refusal) as caught, conversion.partial(tmp_path / "out.qcow2") as place:
+        conversion.convert(f"json:{words}", place, conversion.Target("qcow2"), lambda _share: None, 60)
+
+    assert caught.value.finding.code == "IMAGE_CONVERT_FAILED"
+    assert "No such file" in caught.value.finding.cause
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_leaves_no_result_and_the_next_one_succeeds(how, tmp_path):
     source = tmp_path / "large.raw"

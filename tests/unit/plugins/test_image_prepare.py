@@ -208,6 +208,15 @@ def test_an_adaptation_that_takes_too_long_is_stopped(guest, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_adaptation_that_says_nothing_is_a_record(guest, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "_program", lambda _agent: ["-c", "raise SystemExit(3)"])
+
+    with pytest.raises(Refusal, match="ADAPT_UNREADABLE: .* status 3"):
+        do(guest, tmp_path / "ready.qcow2")
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_guest_that_wrote_the_header_of_an_image_to_its_disk_is_copied_as_it_is(guest, tmp_path):
     """The first sector of a raw disk is the guest's: it must not make its copy another format."""
     secret = tmp_path / "secret"
