@@ -42,6 +42,7 @@ _FIRST_MOUNT = 1
 # The watchdog looks this often (seconds) whether its parent lives and whether a late freeze must be undone.
 _PATROL = 0.25
 _REPLY_TIMEOUT = 5.0
+_START_TIMEOUT = 60.0
 
 _EXTEND = b"E"
 _RELEASE = b"R"
@@ -315,13 +316,19 @@ class FilesystemFreezer:
         if self._watchdog == 0:
             _watchdog_process(theirs, self._descriptors, self._shared, parent, keep, library)
         theirs.close()
-        ours.settimeout(_REPLY_TIMEOUT)
+        # Nothing is frozen yet, and a server that is short of processor time may take long for a new process.
+        ours.settimeout(_START_TIMEOUT)
         self._channel = ours
-        if ours.recv(1) != _DONE:
+        try:
+            started = ours.recv(1) == _DONE
+        except OSError:  # Also when its time is over; that is no TimeoutError before Python 3.10.
+            started = False
+        ours.settimeout(_REPLY_TIMEOUT)
+        if not started:
             raise AgentError(
                 "WATCHDOG_FAILED",
                 "the process that thaws the filesystems in an emergency did not start",
-                "Check the free memory and the process limit of the source",
+                "Check the free memory, the load and the process limit of the source",
                 subject="freeze",
             )
 

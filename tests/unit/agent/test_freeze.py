@@ -15,8 +15,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fleetlift_agent import freeze
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.freeze import FIFREEZE, FITHAW, FilesystemFreezer, mounts_of_disks
 
@@ -224,6 +226,32 @@ def test_freeze_without_its_watchdog_is_given_up(ext4: Filesystem) -> None:
         assert eventually(lambda: not freezer.is_frozen())
         assert not ext4.thaw()
         assert freezer.thawed_by == "watchdog"
+
+
+def slow_watchdog(seconds: float) -> Any:
+    """A watchdog for which there was no processor time at first."""
+    start = freeze._watchdog_process
+
+    def started_late(*arguments: Any) -> None:
+        time.sleep(seconds)
+        start(*arguments)
+
+    return started_late
+
+
+def test_watchdog_may_take_long_to_start_but_not_to_answer(ext4: Filesystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freeze, "_REPLY_TIMEOUT", 0.2)
+    monkeypatch.setattr(freeze, "_watchdog_process", slow_watchdog(1.0))
+    with FilesystemFreezer([ext4.path], timeout=30) as freezer:
+        assert freezer.watchdog_pid is not None
+
+
+def test_watchdog_that_does_not_start_is_named(ext4: Filesystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freeze, "_START_TIMEOUT", 0.1)
+    monkeypatch.setattr(freeze, "_watchdog_process", slow_watchdog(1.0))
+    with pytest.raises(AgentError) as caught, FilesystemFreezer([ext4.path], timeout=30):
+        pass
+    assert caught.value.code == "WATCHDOG_FAILED"
 
 
 def test_watchdog_is_a_session_of_its_own_and_locked_in_memory(ext4: Filesystem) -> None:
