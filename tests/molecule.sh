@@ -20,7 +20,7 @@ trap '"${lab[@]}" down; rm -rf "$work"' EXIT
 # What Ansible would log at its most talkative is searched for secrets as well.
 export ANSIBLE_LOG_PATH="$work/ansible.log" ANSIBLE_LOG_VERBOSITY=3
 scenarios=("$@")
-if [ $# -eq 0 ]; then scenarios=(migrate resume stress refuse rollback); fi
+if [ $# -eq 0 ]; then scenarios=(preflight migrate resume stress refuse rollback); fi
 for scenario in "${scenarios[@]}"; do
   # Molecule remembers between runs what it has prepared; this lab is new.
   export MOLECULE_EPHEMERAL_DIRECTORY="$work/$scenario"
