@@ -193,6 +193,27 @@ def test_dry_run_has_the_parameters_checked_and_nothing_done(fleet):
     assert not fleet.cloud.store.images
 
 
+def test_image_that_vanishes_or_changes_its_ways_is_reported(fleet, monkeypatch):
+    fleet.hypervisor.gate.clear()
+    images(fleet).start_import(request())
+    (image,) = fleet.cloud.store.images.values()
+
+    def vanish(state, waited):
+        fleet.cloud.store.images.clear()
+
+    assert refused(present, fleet, tell=vanish).code == "IMAGE_GONE"
+    image.state = "HALFWAY"
+    fleet.cloud.store.images[image.image_id] = image
+    assert refused(present, fleet).code == "IMAGE_STATE_UNKNOWN"
+    fleet.hypervisor.gate.set()
+
+
+def test_name_that_the_api_would_refuse_is_refused_first(fleet):
+    for name in ("", "x" * 61):
+        assert refused(importer, fleet, name=name).code == "IMAGE_NAME_INVALID"
+    assert fleet.requests() == []
+
+
 # Why it failed
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from ansible_collections.fleetlift.cvm.plugins.action import disk_from_object
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.client import CloudClient
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.errors import CloudError
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.instances import Instances
@@ -119,6 +120,23 @@ def test_failed_reset_is_explained_and_done_again(fleet):
     assert refused(run, fleet, instance_id=WEB).code == "TARGET_RESET_FAILED"
     fleet.hypervisor.fail.clear()
     assert run(fleet, instance_id=WEB)["target"]["state"] == "RUNNING"
+
+
+def test_reset_that_does_not_end_is_not_begun_again(fleet):
+    fleet.hypervisor.gate.clear()
+    assert refused(run, fleet, instance_id=WEB, wait_timeout=1).code == "TARGET_RESET_TIMEOUT"
+    fleet.hypervisor.gate.set()
+    assert run(fleet, instance_id=WEB)["target"]["state"] == "RUNNING"
+    assert len(asked(fleet, "ResetInstance")) == 1
+
+
+def test_data_disk_that_is_no_raw_image_is_refused(tmp_path):
+    file = tmp_path / "data.qcow2"
+    file.write_bytes(b"QFI\xfb" + bytes(100))
+    assert refused(disk_from_object.measured, file).code == "IMAGE_DATA_NOT_RAW"
+    assert refused(disk_from_object.measured, tmp_path / "missing").code == "IMAGE_UNREADABLE"
+    file.write_bytes(b"a disk")
+    assert disk_from_object.measured(file)[0] == 6
 
 
 class Losing(CloudClient):
