@@ -100,7 +100,7 @@ def verify(
         mounts = mount_points(root, len(source["disks"]))
         committed = database.committed(root)
     results = [
-        _verify_disk(source["disks"][number], target, number, mount, scratch)
+        _verify_disk(source["disks"][number], target, number, mounts, scratch)
         for number, mount in enumerate(mounts)
         if target["root"] is None or mount.lstrip("/") not in LIVING
     ]
@@ -125,12 +125,15 @@ def mount_points(root: Path, disks: int) -> list[str]:
     return mounts[:disks]
 
 
-def _verify_disk(disk: dict[str, Any], target: dict[str, Any], number: int, mount: str, scratch: Path) -> Result:
+def _verify_disk(disk: dict[str, Any], target: dict[str, Any], number: int, mounts: list[str], scratch: Path) -> Result:
+    mount = mounts[number]
     with at_rest(Path(disk["file"]), scratch / f"source-{number}") as source:
         if target["root"] is None:
             with at_rest(Path(target["disks"][number]["file"]), scratch / f"target-{number}") as there:
                 return compare_trees(mount, source, there, ())
         top = mount.lstrip("/")
-        below = [path for path in LIVING if not top or path == top or path.startswith(f"{top}/")]
+        # Where another disk is mounted on the target, the source at rest has its empty mount point.
+        others = [other.lstrip("/") for other in mounts if other != mount]
+        below = [path for path in (*LIVING, *others) if not top or path == top or path.startswith(f"{top}/")]
         exclude = tuple(path.removeprefix(top).lstrip("/") for path in below)
         return compare_trees(mount, source, Path(target["root"]) / top, exclude)

@@ -47,6 +47,7 @@ from fleetlift_agent.passes import PassWork, Ranges
 from fleetlift_agent.reader import BufferPool, DirectReader
 from fleetlift_agent.receiver import HANDSHAKE_SECONDS, tune
 from fleetlift_agent.tls import TlsIdentity
+from fleetlift_agent.usedblocks.runs import FreeRuns
 from fleetlift_agent.wire import ExtentKey, Write
 
 log = logging.getLogger(__name__)
@@ -430,10 +431,12 @@ class Pipeline:
         pool: BufferPool,
         detector: hashing.ChangeDetector,
         mask: Mask,
+        scanning: Callable[[int], bool],
         explained: Callable[[ExtentKey], bool] | None,
         cancelled: Callable[[], bool],
     ) -> None:
         self._mask = mask
+        self._scanning = scanning
         self._explained = explained
         self._session = session
         self._disks = disks
@@ -518,7 +521,7 @@ class Pipeline:
         disk = self._disks[key.disk]
         known = disk.manifest.get(key.extent)
         if known == UNKNOWN or ranges == ((0, disk.length(key.extent)),):
-            self._examine_whole(key, buffer, known)
+            self._examine_whole(key, ranges, buffer, known)
             return
         ranges = self._mask.worthwhile(key, ranges)
         if ranges:
@@ -540,10 +543,10 @@ class Pipeline:
         }
         return _Part(key, buffer, view, leaves, held)
 
-    def _examine_whole(self, key: ExtentKey, buffer: mmap.mmap, known: bytes) -> None:
+    def _examine_whole(self, key: ExtentKey, ranges: Ranges, buffer: mmap.mmap, known: bytes) -> None:
         disk = self._disks[key.disk]
         view = memoryview(buffer)[: disk.length(key.extent)]
-        zeros = self._masked(disk, key, buffer, view)
+        zeros = self._masked(disk, key, buffer, view, self._free(key, ranges))
         fingerprint = zeros.fingerprint if zeros else self._detector.fingerprint(view)
         # The final pass never trusts the change detector.
         if self._work.kind != "final" and disk.unchanged(key.extent, fingerprint):
@@ -565,10 +568,24 @@ class Pipeline:
         else:
             self._jobs.put(_Ask(item))
 
-    def _masked(self, disk: SenderDisk, key: ExtentKey, buffer: mmap.mmap, view: memoryview) -> _Zeros | None:
-        """Have the extent in the buffer, with zeros for what nobody uses; when that is all, nothing is even read."""
-        length = len(view)
+    def _free(self, key: ExtentKey, ranges: Ranges) -> list[tuple[int, int]]:
+        """What to leave out of an extent that is read as a whole."""
         free = self._mask.free(key)
+        if not free or self._explained is not None or self._scanning(key.disk):
+            return free
+        # What changed is sent as it is: it may have come into use since the disk was looked at.
+        known, changed = FreeRuns(), FreeRuns()
+        for start, end in free:
+            known.add(start, end)
+        for offset, size in ranges:
+            changed.add(offset, offset + size)
+        return list(known.without(changed))
+
+    def _masked(
+        self, disk: SenderDisk, key: ExtentKey, buffer: mmap.mmap, view: memoryview, free: list[tuple[int, int]]
+    ) -> _Zeros | None:
+        """Have the extent in the buffer, with zeros for what is free; when that is all, nothing is even read."""
+        length = len(view)
         if free == [(0, length)]:
             self._work.count(bytes_free=length)
             return self._zeros(length)
@@ -782,7 +799,17 @@ class Replicator:
         """
 
         def attempt(session: Session) -> None:
-            Pipeline(session, self.disks, work, self._pool, self._detector, self._mask, explained, cancelled).run()
+            Pipeline(
+                session,
+                self.disks,
+                work,
+                self._pool,
+                self._detector,
+                self._mask,
+                self._scanning,
+                explained,
+                cancelled,
+            ).run()
             session.blank = [False] * len(self.disks)
 
         self._hand_over(work)

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 from fleetlift_agent.devices import parse_mountinfo
 
 from lab import namespaces
@@ -14,8 +17,10 @@ def enter_own_mounts() -> None:
     """Leave the mount namespace for a new one.
 
     Whoever makes a namespace meanwhile would keep our filesystems mounted after we unmounted them. For the same reason
-    we let go of what others have mounted from loop devices for the moment.
+    we let go of what others have mounted from loop devices for the moment. And who is told to end does so by way of its
+    `finally`: agents, devices and mounts go with it.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     namespaces.unshare(namespaces.CLONE_NEWNS)
     namespaces.mount("none", "/", None, namespaces.MS_REC | namespaces.MS_PRIVATE)
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:

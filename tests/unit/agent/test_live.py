@@ -347,6 +347,21 @@ def copied_files(pair: Pair, kind: str) -> dict[str, bytes]:
     return files
 
 
+def test_new_file_is_on_the_target_before_any_cutover(make_pair: MakePair) -> None:
+    """Whole extents that nobody used when the disk was looked at, and that are full of data now."""
+    pair = make_pair(256 * MIB, tracking=True)
+    with mounted(pair, "ext4") as mountpoint:
+        pair.start()
+        before = pair.replicate()
+        (mountpoint / "new").write_bytes(os.urandom(12 * MIB))
+        run("sync", "--file-system", mountpoint)
+        wait_for(
+            lambda: read_since(before, state := pair.sender.state) >= 12 * MIB and not state["sync"]["backlog"], "sent"
+        )
+        expected = (mountpoint / "new").read_bytes()
+        assert copied_files(pair, "ext4")["new"] == expected
+
+
 def test_hooks_run_around_the_freeze(make_pair: MakePair) -> None:
     pair = make_pair(64 * MIB, tracking=True)
     notes = pair.sender.directory / "notes"
