@@ -73,7 +73,8 @@ class ZstdCodec:
     def __init__(self) -> None:
         # Kept, for in locked memory a new one is not cheap; together they hold about 3 MiB.
         self._compressors = {
-            level: _zstandard.ZstdCompressor(level=level, write_content_size=True) for level, *_ in _ZSTD_LEVELS
+            level: _zstandard.ZstdCompressor(level=level, write_content_size=True)
+            for level, _cost, _patience in _ZSTD_LEVELS
         }
         self._cost = 1.0
         self.level = 1

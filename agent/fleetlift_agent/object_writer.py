@@ -118,7 +118,7 @@ def write(order: Order, disk: TargetDisk, sleep: Callable[[float], None] = time.
 def pieces(order: Order, offset: int) -> Any:
     """The object's bytes from ``offset`` on. Raises OSError and HTTPException for a transfer that breaks off."""
     parts = urlsplit(order.url)
-    host, _, port = (order.connect or parts.netloc).partition(":")
+    host, _colon, port = (order.connect or parts.netloc).partition(":")
     secure = parts.scheme == "https"
     number = int(port) if port else (443 if secure else 80)
     if secure:

@@ -222,7 +222,7 @@ script-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'
 <header>
 <h1>Preflight</h1>
 <p class="verdict">{text(verdict)}</p>
-{bar(counts)}
+{lengths(counts)}
 {legend(counts)}
 <div class="tiles">{tiles(report)}</div>
 {assumptions(report.get("estimate") or {})}
@@ -254,7 +254,7 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def bar(counts: Mapping[str, int]) -> str:
+def lengths(counts: Mapping[str, int]) -> str:
     """How many servers are in which state, as lengths."""
     parts = "".join(f'<i class="{state}" style="flex:{counts[state]}"></i>' for state in STATES if counts.get(state))
     return f'<div class="bar" aria-hidden="true">{parts}</div>'
@@ -299,7 +299,7 @@ def wave_tiles(waves: Sequence[Mapping[str, Any]]) -> str:
     if not waves:
         return ""
     cards = "".join(
-        f'<div class="tile"><b>{text(wave["wave"] or "no wave")}</b>{bar(wave)}'
+        f'<div class="tile"><b>{text(wave["wave"] or "no wave")}</b>{lengths(wave)}'
         f"<span>{wave['ready']} of {len(wave['sources'])} can migrate</span></div>"
         for wave in waves
     )

@@ -144,8 +144,7 @@ class Isolation:
     def isolate(self, controllers: Sequence[str]) -> Group:
         """Makes the group if need be, with exactly its rules, and gives it to the instance."""
         target, group = self.observe(), self.group()
-        if self.is_isolated(target, group):
-            assert group is not None
+        if group is not None and self.is_isolated(target, group):
             self._set_rules(group.group_id, controllers)
             return group
         self.require_off(target)
