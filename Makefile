@@ -73,7 +73,7 @@ lint: setup
 
 .PHONY: unit
 unit: setup $(VENV)/.packages-browser ## Run the unit and property tests
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q --durations=20
 
 .PHONY: picture
 picture: setup $(VENV)/.packages-browser ## Take the picture of the preflight's report for the documentation again

@@ -128,7 +128,7 @@ def test_failed_launch_is_reported(fleet: CloudUnderTest) -> None:
         ({"InstanceChargeType": "PREPAID", "InstanceChargePrepaid": {"Period": 13}}, "InvalidPeriod"),
         ({"HpcClusterId": "hpc-1"}, "UnsupportedOperation"),
         ({"DataDisks": [{"DiskSize": 0}]}, "InvalidParameterValue"),
-        ({"DataDisks": [{"DiskSize": 10, "SnapshotId": "snap-1"}]}, "InvalidParameterValue"),
+        ({"DataDisks": [{"DiskSize": 10, "SnapshotId": "snap-1"}]}, "InvalidParameter.SnapshotNotFound"),
         ({"InternetAccessible": {"InternetMaxBandwidthOut": 999}}, "InvalidParameterValue.Range"),
         ({"VirtualPrivateCloud": {"VpcId": "vpc-other000"}}, "InvalidParameterValue.VpcIdNotExist"),
         ({"VirtualPrivateCloud": {"SubnetId": "subnet-other"}}, "InvalidParameterValue.SubnetNotExist"),
