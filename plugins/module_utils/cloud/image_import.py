@@ -174,14 +174,7 @@ class Importer:
         return Outcome(image, True, tuple(self._history))
 
     def _begin(self, request: ImportRequest) -> Image:
-        lost: CloudError | None = None
-        image_id = None
-        try:
-            image_id = self._images.start_import(request)
-        except CloudError as error:
-            if not error.is_network:
-                raise _explained(error, request) from error
-            lost = error
+        image_id, lost = self._order(request)
         self._waiter.hasten()
         if image_id:
             return Image(image_id, self._name, "IMPORTING")
@@ -197,6 +190,17 @@ class Importer:
                 return Image("", self._name, "IMPORTING")
             if self._waiter.waited - begun > UNSEEN_PATIENCE or not self._waiter.pause():
                 raise lost or self._out_of_time(Image("", self._name, "not listed"))
+
+    def _order(self, request: ImportRequest) -> tuple[str | None, CloudError | None]:
+        """The image's id where the site tells one, and what became of an answer that was lost on its way."""
+        try:
+            return self._images.start_import(request), None
+        except CloudError as refusal:
+            if refusal.is_network:
+                return None, refusal
+            if refusal.code == "UnknownParameter" and request.data_urls:
+                raise _no_data_disks(refusal, request) from None
+            raise
 
     def _look(self) -> Image | None:
         image = self._images.named(self._name)
@@ -246,15 +250,14 @@ class Importer:
         )
 
 
-def _explained(error: CloudError, request: ImportRequest) -> Refusal:
-    if error.code == "UnknownParameter" and request.data_urls:
-        return refuse(
-            "IMAGE_DATA_DISKS_UNSUPPORTED",
-            request.name,
-            "This site's ImportImage takes no data disks.",
-            "Write them onto attached disks from a landing instead (fleetlift_offline_data_disks: landing).",
-            api_code=error.code,
-            api_message=error.message,
-            request_id=error.request_id,
-        )
-    return error
+def _no_data_disks(error: CloudError, request: ImportRequest) -> Refusal:
+    """What an unknown parameter means here; the API's own words are its evidence."""
+    return refuse(
+        "IMAGE_DATA_DISKS_UNSUPPORTED",
+        request.name,
+        "This site's ImportImage takes no data disks.",
+        "Write them onto attached disks from a landing instead (fleetlift_offline_data_disks: landing).",
+        api_code=error.code,
+        api_message=error.message,
+        request_id=error.request_id,
+    )
