@@ -45,6 +45,24 @@ def is_alive(process: ProcessIdentity) -> bool:
     return start_time(process.pid) == process.start
 
 
+def stop_tree(pid: int) -> list[ProcessIdentity]:
+    """Stop ``pid`` and all its descendants, whatever session they have gone to, and return them."""
+    found: list[ProcessIdentity] = []
+    waiting = [pid]
+    while waiting:
+        process = identify(waiting.pop())
+        if process is None:
+            continue
+        try:
+            os.kill(process.pid, signal.SIGSTOP)
+        except ProcessLookupError:
+            continue
+        found.append(process)
+        for children in Path(f"/proc/{process.pid}/task").glob("*/children"):
+            waiting += [int(child) for child in children.read_text(encoding="ascii").split()]
+    return found
+
+
 def kill_and_wait(processes: list[ProcessIdentity], *, sig: int = signal.SIGKILL, timeout: float = 15) -> None:
     """Signal each process and wait until all are gone; LabError names those that stay."""
     waiting: dict[int, tuple[int, ProcessIdentity]] = {}

@@ -11,20 +11,21 @@ command was killed, 1 when it ended before.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
 
 from lab.control import call
 from lab.place import Place
+from lab.processes import kill_and_wait, stop_tree
 
 limit, *command = sys.argv[1:]
 place = Place.of(os.environ["FLEETLIFT_LAB_NAME"])
-with subprocess.Popen(command, start_new_session=True) as process:
+with subprocess.Popen(command) as process:
     while process.poll() is None:
         if call(place.socket, "cos-status")["bytes_received"] >= int(limit):
-            os.killpg(process.pid, signal.SIGKILL)
+            # Ansible's workers are sessions of their own, and would go on without it.
+            kill_and_wait(stop_tree(process.pid))
             sys.exit(0)
         time.sleep(0.05)
 sys.exit(1)

@@ -9,17 +9,18 @@ Exit status 0 when the text was seen and the command killed, 1 when it ended wit
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 
+from lab.processes import kill_and_wait, stop_tree
+
 text, *command = sys.argv[1:]
-with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
     assert process.stdout is not None
     for line in process.stdout:
         print(line, end="")
         if text in line:
-            os.killpg(process.pid, signal.SIGKILL)
+            # Ansible's workers are sessions of their own, and would go on without it.
+            kill_and_wait(stop_tree(process.pid))
             sys.exit(0)
 sys.exit(1)
