@@ -18,6 +18,7 @@ author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
   - fleetlift.cvm.attributes
+  - fleetlift.cvm.bandwidth
 options:
   state:
     description:
@@ -84,27 +85,6 @@ options:
     type: str
     choices: [frozen_off, fenced, running]
     default: frozen_off
-  bandwidth_budget:
-    description:
-      - The most that all transfers with the same O(bandwidth_ledger) may send together, in bytes per second. V(0) is no
-        budget.
-      - It is shared by O(bandwidth_share), and shared anew as transfers begin and end, by the tasks that watch them. A
-        transfer that no task watches any more falls back to a part of its share by itself after two minutes.
-    type: int
-    default: 0
-  bandwidth_schedule:
-    description:
-      - Other budgets for times of day, each with a C(window) such as V(08:00-18:00 Europe/Berlin) and a C(budget) in
-        bytes per second. The first window that is open counts, O(bandwidth_budget) outside of all.
-    type: list
-    elements: dict
-    default: []
-  bandwidth_share:
-    description: The weight of this source in the sharing.
-    type: int
-    default: 1
-  bandwidth_ledger:
-    description: The file on the controller in which the transfers note what they use. Without it there is no budget.
   fence_allow:
     description:
       - Addresses or networks of controllers that a fence lets through. The one that this connection comes from, as the

@@ -17,6 +17,7 @@ author:
   - Fleetlift contributors (@fleetlift)
 extends_documentation_fragment:
   - fleetlift.cvm.attributes
+  - fleetlift.cvm.bandwidth
 options:
   state:
     description:
@@ -36,28 +37,6 @@ options:
       - Applies at once, also to a running transfer. Left as it is when not given.
       - Together with O(bandwidth_budget) it is the most that this source gets of the budget.
     type: int
-  bandwidth_budget:
-    description:
-      - The most that all transfers with the same O(bandwidth_ledger) may send together, in bytes per second. V(0) is no
-        budget.
-      - It is shared by O(bandwidth_share), and shared anew as transfers begin and end, by the tasks that watch them. A
-        transfer that no task watches any more falls back to a part of its share by itself after two minutes.
-    type: int
-    default: 0
-  bandwidth_schedule:
-    description:
-      - Other budgets for times of day, each with a C(window) such as V(08:00-18:00 Europe/Berlin) and a C(budget) in
-        bytes per second. The first window that is open counts, O(bandwidth_budget) outside of all.
-    type: list
-    elements: dict
-    default: []
-  bandwidth_share:
-    description: The weight of this source in the sharing.
-    type: int
-    default: 1
-  bandwidth_ledger:
-    description: The file on the controller in which the transfers note what they use. Without it there is no budget.
-    type: path
   max_passes:
     description: The most passes over the disks before the source counts as in sync.
     type: int
