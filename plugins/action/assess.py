@@ -8,42 +8,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
-
 from ..module_utils.findings import refuse
 from ..module_utils.plan import assessment_of
 from ..modules.assess import DOCUMENTATION
-from ..plugin_utils.agent_action import argument_spec
+from ..plugin_utils.controller_action import ControllerAction
 
 
-class ActionModule(ActionBase):
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-    _supports_diff = True
+class ActionModule(ControllerAction):
+    DOCUMENTATION = DOCUMENTATION
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        del tmp
-        _validated, arguments = self.validate_argument_spec(argument_spec(DOCUMENTATION))
+    def act(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         try:
             assessment = assessment_of(arguments)
         except (KeyError, TypeError, ValueError) as error:
-            refusal = refuse(
+            raise refuse(
                 "INPUT_INVALID",
                 arguments["source"],
                 "source_facts, source_findings or target do not have the shape that preflight and target_info return"
                 f" ({type(error).__name__}: {error}).",
                 "Pass their results on unchanged.",
-            )
-            result.update(failed=True, msg=str(refusal), finding=refusal.finding.record())
-            return result
+            ) from error
         blockers = assessment.blockers
-        result.update(
-            changed=False,
-            pairs=[pair.record() for pair in assessment.pairs],
-            findings=[finding.record() for finding in assessment.findings],
-            ok=not blockers,
-        )
+        result: dict[str, Any] = {
+            "changed": False,
+            "pairs": [pair.record() for pair in assessment.pairs],
+            "findings": [finding.record() for finding in assessment.findings],
+            "ok": not blockers,
+        }
         if blockers:
             result["finding"] = blockers[0].record()
         if blockers and arguments["fail_on_blocker"]:

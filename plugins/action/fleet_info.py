@@ -9,23 +9,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ansible.plugins.action import ActionBase
-
 from ..module_utils.findings import Finding
 from ..modules.fleet_info import DOCUMENTATION
-from ..plugin_utils.agent_action import argument_spec
+from ..plugin_utils.controller_action import ControllerAction
 
 
-class ActionModule(ActionBase):
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-    _supports_diff = True
+class ActionModule(ControllerAction):
+    DOCUMENTATION = DOCUMENTATION
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        del tmp
-        variables = task_vars or {}
-        _validated, arguments = self.validate_argument_spec(argument_spec(DOCUMENTATION))
+    def act(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         targets: dict[str, Any] = {}
         errors: dict[str, Any] = {}
         request_ids: list[str] = []
@@ -41,8 +33,7 @@ class ActionModule(ActionBase):
                     targets[source] = found[instance_id]
                 else:
                     errors[source] = answer["missing"][instance_id]
-        result.update(changed=False, targets=targets, errors=errors, request_ids=request_ids)
-        return result
+        return {"changed": False, "targets": targets, "errors": errors, "request_ids": request_ids}
 
 
 def groups(sources: list[str], name: str, hostvars: Any) -> list[dict[str, Any]]:

@@ -9,33 +9,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ansible.plugins.action import ActionBase
-
-from ..module_utils.findings import Refusal, refuse
+from ..module_utils.findings import refuse
 from ..module_utils.journal import keep
 from ..modules.journal import DOCUMENTATION
-from ..plugin_utils.agent_action import argument_spec
+from ..plugin_utils.controller_action import ControllerAction
 
 
-class ActionModule(ActionBase):
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-    _supports_diff = True
+class ActionModule(ControllerAction):
+    DOCUMENTATION = DOCUMENTATION
+    CONSTRAINTS = {"required_if": [("state", "present", ["phase"])]}
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        del tmp
-        _validated, arguments = self.validate_argument_spec(
-            argument_spec(DOCUMENTATION), required_if=[("state", "present", ["phase"])]
-        )
+    def act(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         arguments["path"] = os.path.expanduser(arguments["path"])
-        try:
-            result.update(self._keep(arguments))
-        except Refusal as refusal:
-            result.update(failed=True, msg=str(refusal), finding=refusal.finding.record())
-        return result
-
-    def _keep(self, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             return keep(arguments, check_mode=self._task.check_mode)
         except OSError as error:

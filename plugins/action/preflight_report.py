@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils.findings import refuse
 from ..module_utils.fleet_report import document, junit, lines, source_from
 from ..module_utils.kept_file import replace_file
 from ..modules.preflight_report import DOCUMENTATION
-from ..plugin_utils.agent_action import argument_spec
+from ..plugin_utils.controller_action import ControllerAction
 from ..plugin_utils.report_page import page
 
 ENDINGS = {"json": "json", "junit": "xml", "html": "html"}
@@ -37,16 +36,11 @@ VARIABLES = (
 )
 
 
-class ActionModule(ActionBase):
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-    _supports_diff = True
+class ActionModule(ControllerAction):
+    DOCUMENTATION = DOCUMENTATION
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        del tmp
-        hostvars = (task_vars or {})["hostvars"]
-        _validated, arguments = self.validate_argument_spec(argument_spec(DOCUMENTATION))
+    def act(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        hostvars = variables["hostvars"]
         sources = []
         for name in arguments["sources"]:
             known = hostvars[name]
@@ -61,15 +55,13 @@ class ActionModule(ActionBase):
                 replace_file(files["junit"], junit(report))
                 replace_file(files["html"], page(report).encode("utf-8", "replace"))
             except OSError as error:
-                refusal = refuse(
+                raise refuse(
                     "REPORT_NOT_WRITTEN",
                     str(directory),
                     f"The report of the preflight could not be written: {error}.",
                     f"Make {directory} writable for the user who runs Ansible, or choose another directory in"
                     " fleetlift_report_dir.",
-                )
-                result.update(failed=True, msg=str(refusal), finding=refusal.finding.record())
-                return result
+                ) from error
             Display().display(f"Report: {files['html']}\n")
-        result.update(changed=False, files={name: str(path) for name, path in files.items()}, summary=report["summary"])
-        return result
+        written = {name: str(path) for name, path in files.items()}
+        return {"changed": False, "files": written, "summary": report["summary"]}

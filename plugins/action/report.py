@@ -12,13 +12,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils import image_summary, summary
 from ..module_utils.estimate import comparison, happened
 from ..modules.report import DOCUMENTATION
-from ..plugin_utils.agent_action import argument_spec
+from ..plugin_utils.controller_action import ControllerAction
 
 
 def against_estimate(item: tuple[str, dict[str, Any] | None]) -> str | None:
@@ -30,15 +29,10 @@ def against_estimate(item: tuple[str, dict[str, Any] | None]) -> str | None:
     return comparison(source, (known.get("preflight") or {}).get("estimate") or {}, happened(journal or {}))
 
 
-class ActionModule(ActionBase):
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-    _supports_diff = True
+class ActionModule(ControllerAction):
+    DOCUMENTATION = DOCUMENTATION
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        del tmp
-        _validated, arguments = self.validate_argument_spec(argument_spec(DOCUMENTATION))
+    def act(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         directory = Path(os.path.expanduser(arguments["path"]))
         form: Any = image_summary if arguments["kind"] == "images" else summary
         journals: dict[str, dict[str, Any] | None] = {}
@@ -50,7 +44,7 @@ class ActionModule(ActionBase):
         if compared:
             compared.insert(0, "Against what was expected:")
         Display().display("\n" + "\n".join([*form.table(rows), *compared]) + "\n")
-        result.update(changed=False, sources=[dataclasses.asdict(each) for each in rows])
+        result: dict[str, Any] = {"changed": False, "sources": [dataclasses.asdict(each) for each in rows]}
         failed = [each.source for each in rows if each.status == "failed"]
         if failed and arguments["fail_on_failure"]:
             result.update(

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleError
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils import waves
 from ..module_utils.kept_file import shared_json
 from ..modules.wave import DOCUMENTATION
-from ..plugin_utils.agent_action import argument_spec
+from ..plugin_utils.controller_action import ControllerAction
 
 YES = ("y", "yes")
 
@@ -120,19 +119,14 @@ def ask_at_terminal(text: str) -> str | None:
         return None
 
 
-class ActionModule(ActionBase):
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-    _supports_diff = True
+class ActionModule(ControllerAction):
+    DOCUMENTATION = DOCUMENTATION
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        del tmp
-        _validated, arguments = self.validate_argument_spec(argument_spec(DOCUMENTATION))
-        host = (task_vars or {})["inventory_hostname"]
+    def act(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        host = variables["inventory_hostname"]
         arguments["source"] = arguments["source"] or host
         turn = Turn(arguments, tell=lambda line: Display().display(f"[{host}] {line}"), ask=ask_at_terminal)
-        result["changed"] = False
+        result: dict[str, Any] = {"changed": False}
         if arguments["state"] == "begun":
             started = time.monotonic()
             try:
