@@ -27,6 +27,7 @@ from lab.freezing import freeze, parse_mountinfo, thaw
 from lab.ledger import Ledger
 from lab.loopdisk import LoopDevice
 from lab.machines.devices import Disk
+from lab.machines.powered import PoweredMachine
 from lab.machines.protocol import MachineDisk, MachineError, Platform, State
 from lab.network import Network
 from lab.processes import identify
@@ -56,7 +57,7 @@ class Run:
     ended: bool = False
 
 
-class NamespaceMachine:
+class NamespaceMachine(PoweredMachine):
     """A machine of namespaces; see Machine for what its calls mean."""
 
     def __init__(
@@ -71,38 +72,19 @@ class NamespaceMachine:
         ledger: Ledger,
         on_power_off: Callable[[str], None],
     ) -> None:
-        self._name = name
-        self._disks = list(disks)
-        self._platform = platform
-        self._directory = directory
+        super().__init__(
+            name,
+            disks,
+            platform=platform,
+            directory=directory,
+            network=network,
+            ledger=ledger,
+            on_power_off=on_power_off,
+        )
         self._base_root = base_root
-        self._network = network
-        self._ledger = ledger
-        self._on_power_off = on_power_off
-        self._state = State.OFF
         self._run: Run | None = None
-        self._calls = threading.RLock()
-        self._changed = threading.Condition()
-        self._stopping = False
-        self.console = directory / "console.log"
         self._staging = directory / "root"
-        self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.console.touch(mode=0o600)
-
-    @property
-    def name(self) -> str:
-        """The machine's name in the lab."""
-        return self._name
-
-    @property
-    def state(self) -> State:
-        """What the machine is doing now."""
-        return self._state
-
-    @property
-    def disks(self) -> list[MachineDisk]:
-        """The disks in order, the one that is booted first."""
-        return list(self._disks)
+        self._staging.mkdir(mode=0o700, exist_ok=True)
 
     @property
     def root(self) -> Path | None:
@@ -136,12 +118,6 @@ class NamespaceMachine:
                 self._wait(lambda: self._run is not run, STOP_TIMEOUT, "did not power off")
             finally:
                 self._stopping = False
-
-    def reboot(self) -> None:
-        """Shut the guest down and boot its first disk again."""
-        with self._calls:
-            self.stop(hard=False)
-            self.start()
 
     def attach(self, disk: MachineDisk) -> None:
         """Add a disk."""
@@ -194,12 +170,6 @@ class NamespaceMachine:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 stack.callback(os.close, fd)
                 yield fd
-
-    def destroy(self) -> None:
-        """Cut the power and give everything back but the disks."""
-        with self._calls:
-            self.stop(hard=True)
-            self._network.disconnect(self._name)
 
     def _power_on(self, state: State, rescue: dict[str, str] | None) -> None:
         if self._run is not None:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from lab.command import run
 from lab.errors import LabError
 from lab.guestimage import GuestImage, pack
 from lab.ledger import Ledger
+from lab.machines.powered import PoweredMachine
 from lab.machines.protocol import MachineDisk, MachineError, Platform, State
 from lab.network import Network
 from lab.processes import identify
@@ -42,7 +43,7 @@ class Run:
     beside: list[subprocess.Popen[bytes]]
 
 
-class VirtualMachine(ABC):
+class VirtualMachine(PoweredMachine):
     """A machine with a kernel of its own; see Machine for what its calls mean.
 
     ``start`` returns when the firmware runs, or the kernel where there is no firmware.
@@ -61,27 +62,18 @@ class VirtualMachine(ABC):
         on_power_off: Callable[[str], None],
         leases: bool = False,
     ) -> None:
-        self._name = name
-        self._disks = list(disks)
-        self._platform = platform
-        self._directory = directory
+        super().__init__(
+            name,
+            disks,
+            platform=platform,
+            directory=directory,
+            network=network,
+            ledger=ledger,
+            on_power_off=on_power_off,
+        )
         self._image = image
-        self._network = network
-        self._ledger = ledger
-        self._on_power_off = on_power_off
         self._leases = leases
-        self._state = State.OFF
         self._run: Run | None = None
-        self._calls = threading.RLock()
-        self._changed = threading.Condition()
-        self._stopping = False
-        self.console = directory / "console.log"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.console.touch(mode=0o600)
-
-    @abstractmethod
-    def start(self) -> None:
-        """Boot what is on the first disk."""
 
     @abstractmethod
     def rescue(self, username: str, password: str) -> None:
@@ -98,21 +90,6 @@ class VirtualMachine(ABC):
     @abstractmethod
     def _cut_power(self, current: Run) -> None:
         """End the machine's process; what the guest has written to its disks stays, nothing else."""
-
-    @property
-    def name(self) -> str:
-        """The machine's name in the lab."""
-        return self._name
-
-    @property
-    def state(self) -> State:
-        """What the machine is doing now."""
-        return self._state
-
-    @property
-    def disks(self) -> list[MachineDisk]:
-        """The disks in order, the one that is booted first."""
-        return list(self._disks)
 
     @property
     def root(self) -> Path | None:
@@ -135,12 +112,6 @@ class VirtualMachine(ABC):
             finally:
                 self._stopping = False
 
-    def reboot(self) -> None:
-        """Shut the guest down and boot its first disk again."""
-        with self._calls:
-            self.stop(hard=False)
-            self.start()
-
     def attach(self, disk: MachineDisk) -> None:
         """Add a disk to a machine that is off."""
         with self._calls:
@@ -160,12 +131,6 @@ class VirtualMachine(ABC):
     @abstractmethod
     def still(self) -> AbstractContextManager[None]:
         """Nothing changes on the disks for the length of the block, as a storage sees to when it takes a snapshot."""
-
-    def destroy(self) -> None:
-        """Cut the power and give everything back but the disks."""
-        with self._calls:
-            self.stop(hard=True)
-            self._network.disconnect(self._name)
 
     def tail(self) -> str:
         """Return the end of what the machine said on its console, in one piece of plain text."""
