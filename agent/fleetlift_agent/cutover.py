@@ -242,12 +242,7 @@ class Cutover:
             )
         self._quiesce.fence.close(self._options.fence, self._stopped)
         self._show(phase="committed")
-        try:
-            if self._freezer is not None:
-                with self._timed("thaw"):
-                    self._freezer.close()
-        finally:
-            self._end_freeze_clock()
+        self._thaw()
         # The target goes its own way now, and nothing else is to be reached.
         self._copy.replicator.disconnect()
         self._show(phase="fenced", thawed_by="release" if self._freezer is not None else None)
@@ -300,13 +295,19 @@ class Cutover:
     def _let_go(self) -> None:
         """Thaw, then start what was stopped."""
         try:
+            self._thaw()
+        finally:
+            if self._stopped:
+                self._quiesce.services().start(self._stopped, self._options.service_timeout)
+
+    def _thaw(self) -> None:
+        """End the freeze, if there is one, and its measurement."""
+        try:
             if self._freezer is not None:
                 with self._timed("thaw"):
                     self._freezer.close()
         finally:
             self._end_freeze_clock()
-            if self._stopped:
-                self._quiesce.services().start(self._stopped, self._options.service_timeout)
 
     def _post_thaw(self) -> AgentError | None:
         """The hooks that follow a thaw. What they do not manage does not undo what was decided."""
