@@ -77,11 +77,17 @@ CHECKS = (
 )
 
 
+def say(line: str) -> None:
+    """Print a line in one piece: print() writes its end by itself, and another thread's line may come between."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def attempt(check: Check) -> bool:
     started = time.monotonic()
-    print(f"{check.name}: {' '.join(check.command)}", flush=True)
+    say(f"{check.name}: {' '.join(check.command)}")
     passed = check.run()
-    print(f"{check.name}: {'passed' if passed else 'FAILED'} after {time.monotonic() - started:.0f} s", flush=True)
+    say(f"{check.name}: {'passed' if passed else 'FAILED'} after {time.monotonic() - started:.0f} s")
     return passed
 
 
