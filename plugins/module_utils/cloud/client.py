@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from ..findings import refuse
 from .errors import MALFORMED, CloudError
+from .request_rate import Unpaced
 
 try:
     from tencentcloud.common.common_client import CommonClient
@@ -35,6 +36,8 @@ VERSIONS = {"cvm": "2017-03-12", "cbs": "2017-03-12", "vpc": "2017-03-12"}
 
 # Seconds before each further attempt; several hosts share one account's rate, hence the spread of random_wait.
 RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+UNPACED = Unpaced()
 
 # Seconds in which a server that is there accepts a connection; its answer may take longer.
 CONNECT_TIMEOUT = 10
@@ -72,16 +75,21 @@ class Access:
 
 
 class CloudClient:
-    """Calls actions of the API, retries what may be retried, and turns every failure into a :class:`CloudError`."""
+    """Calls actions of the API, retries what may be retried, and turns every failure into a :class:`CloudError`.
+
+    Each request waits for its turn in *pace*.
+    """
 
     def __init__(
         self,
         access: Access,
         *,
+        pace: Unpaced = UNPACED,
         sleep: Callable[[float], None] = time.sleep,
         random_wait: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._access = access
+        self._pace = pace
         self._sleep = sleep
         self._random_wait = random_wait
         self._clients: dict[str, Any] = {}
@@ -108,10 +116,13 @@ class CloudClient:
             except CloudError as error:
                 if not (error.is_throttle or (error.is_network and idempotent)):
                     raise
+                if error.is_throttle:
+                    self._pace.refused(service, action)
             self._sleep(self._random_wait(wait / 2, wait))
         return self._call_once(service, action, params, expect)
 
     def _call_once(self, service: str, action: str, params: Mapping[str, Any], expect: Sequence[str]) -> dict[str, Any]:
+        self._pace.wait(service, action)
         with _sdk_errors(action):
             response = self._client(service).call_json(action, dict(params))["Response"]
         request_id = str(response.get("RequestId") or "")

@@ -253,7 +253,7 @@ _MEANINGS = {
     "RequestLimitExceeded": Meaning(
         "CLOUD_RATE_LIMITED",
         "More requests per second than the account may send, and retries did not get through.",
-        "Lower forks or set throttle on the task.",
+        "Run again: what else uses the account, such as another controller, has taken its rate. Or lower forks.",
     ),
     "UnknownParameter": Meaning(
         "CLOUD_REQUEST_FAILED",

@@ -17,6 +17,7 @@ from ..findings import Refusal
 from .client import SDK_IMPORT_ERROR, SDK_PACKAGE, Access, CloudClient
 from .cos_client import COS_IMPORT_ERROR, COS_PACKAGE, CosClient, check_names
 from .instances import Instances
+from .request_rate import shared_pace
 
 
 def cloud_argument_spec() -> dict[str, Any]:
@@ -50,7 +51,10 @@ def instances_for(module: AnsibleModule) -> tuple[Instances, CloudClient]:
 def client_for(module: AnsibleModule) -> CloudClient:
     """The API's client for *module*'s options; ends the module when the SDK is missing."""
     require(module, SDK_PACKAGE, SDK_IMPORT_ERROR)
-    return CloudClient(Access(**{name: module.params[name] for name in cloud_argument_spec()}))
+    access = Access(**{name: module.params[name] for name in cloud_argument_spec()})
+    return CloudClient(
+        access, pace=shared_pace(f"{access.secret_id} {access.endpoint or access.endpoint_domain or ''}")
+    )
 
 
 def cos_client_for(module: AnsibleModule, connections: int = 1) -> CosClient:
