@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from ..module_utils.estimate import Circumstances, estimate, measured_compression
 from ..module_utils.findings import refuse
-from ..module_utils.plan import assessment_of
+from ..module_utils.plan import Assessment, assessment_of
 from ..modules.assess import DOCUMENTATION
 from ..plugin_utils.controller_action import ControllerAction
 
@@ -20,6 +22,7 @@ class ActionModule(ControllerAction):
     def act(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         try:
             assessment = assessment_of(arguments)
+            expected = estimate_of(arguments, assessment)
         except (KeyError, TypeError, ValueError) as error:
             raise refuse(
                 "INPUT_INVALID",
@@ -33,6 +36,7 @@ class ActionModule(ControllerAction):
             "changed": False,
             "pairs": [pair.record() for pair in assessment.pairs],
             "findings": [finding.record() for finding in assessment.findings],
+            "estimate": expected,
             "ok": not blockers,
         }
         if blockers:
@@ -40,3 +44,23 @@ class ActionModule(ControllerAction):
         if blockers and arguments["fail_on_blocker"]:
             result.update(failed=True, msg="\n".join(map(str, blockers)))
         return result
+
+
+def estimate_of(arguments: Mapping[str, Any], assessment: Assessment) -> dict[str, Any]:
+    """What migrating the paired disks will take; all disks where none is paired. Empty for a source without facts."""
+    facts = arguments["source_facts"]
+    if not facts:
+        return {}
+    wanted = {pair.source.path for pair in assessment.pairs}
+    share = arguments["bandwidth_share"]
+    around = Circumstances(
+        bandwidth_limit=float(arguments["bandwidth_limit"]),
+        budget=float(arguments["bandwidth_budget"]),
+        share=share / max(1, sum(arguments["bandwidth_shares"] or [share])),
+        tracked=arguments["change_tracking"]
+        and not any(finding.code == "CHANGES_NOT_TRACKED" for finding in assessment.findings),
+        services=len(arguments["services"]),
+        compression=measured_compression(arguments["journal"]),
+    )
+    disks = [disk for disk in facts.get("disks") or () if not wanted or disk["path"] in wanted]
+    return estimate(disks, (facts.get("probe") or {}).get("bytes_per_second"), around)

@@ -33,7 +33,15 @@ class ActionModule(ControllerAction):
                     targets[source] = found[instance_id]
                 else:
                     errors[source] = answer["missing"][instance_id]
-        return {"changed": False, "targets": targets, "errors": errors, "request_ids": request_ids}
+        planned = {source: variables["hostvars"][source] for source in arguments["plan"]}
+        return {
+            "changed": False,
+            "targets": targets,
+            "errors": errors,
+            "plan": {source: str(known.get("fleetlift_target") or "") for source, known in planned.items()},
+            "bandwidth_shares": [int(known.get("fleetlift_bandwidth_share") or 1) for known in planned.values()],
+            "request_ids": request_ids,
+        }
 
 
 def groups(sources: list[str], name: str, hostvars: Any) -> list[dict[str, Any]]:

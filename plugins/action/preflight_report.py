@@ -28,7 +28,6 @@ VARIABLES = (
     "fleetlift_source",
     "fleetlift_target",
     "fleetlift_wave",
-    "fleetlift_estimate",
     "fleetlift_failure",
     "fleetlift_failure_finding",
     "fleetlift_handed_over",

@@ -62,7 +62,7 @@ def source_from(name: str, known: Mapping[str, Any]) -> Source:
         findings=tuple(by_severity(findings)),
         facts=looked.get("facts") or {},
         pairs=tuple(assessment.get("pairs") or ()),
-        estimate=known.get("fleetlift_estimate") or {},
+        estimate=assessment.get("estimate") or {},
     )
 
 

@@ -10,7 +10,7 @@ module: assess
 short_description: Decide whether a source can go to its target
 description:
   - Pairs the disks of a source server with those of its target instance and finds what would go wrong, before anything
-    is touched.
+    is touched. Estimates what will be sent, how long that takes and how long the server will be down.
   - Reads nothing but its options and changes nothing.
 author:
   - Fleetlift contributors (@fleetlift)
@@ -116,6 +116,38 @@ options:
       - Bytes per second that the source may send; V(0) is no limit. What is written to its disks is compared with it.
     type: int
     default: 0
+  bandwidth_budget:
+    description:
+      - Bytes per second that all sources may send together; V(0) is no limit.
+    type: int
+    default: 0
+  bandwidth_share:
+    description:
+      - The weight of this source in the sharing of O(bandwidth_budget).
+    type: int
+    default: 1
+  bandwidth_shares:
+    description:
+      - The weights of all sources that run at once, this one included. Without them it is alone.
+    type: list
+    elements: int
+    default: []
+  change_tracking:
+    description:
+      - Whether the source's changes will be tracked, if they can be.
+    type: bool
+    default: true
+  services:
+    description:
+      - The services that are stopped for the cutover.
+    type: list
+    elements: str
+    default: []
+  journal:
+    description:
+      - The journal of the source. What an earlier run has measured is used for the estimate.
+    type: dict
+    default: {}
   accept:
     description:
       - Findings that are known and do not matter, with a reason, by their code. Each becomes one step less severe, from
@@ -204,6 +236,18 @@ findings:
       description: The C(reason) from O(accept), and the C(severity) that it has without.
       returned: when it was accepted
       type: dict
+estimate:
+  description:
+    - What the migration is expected to take; a figure that nothing is known for is null. Empty without O(source_facts).
+  returned: always, unless an option is not valid
+  type: dict
+  sample:
+    bytes_to_send: 4294967296
+    traffic_bytes: 2576980378
+    seconds: 291
+    downtime_seconds: 110
+    rate_bytes_per_second: 11796480
+    assumptions: ["60% of what is read goes over the wire (assumed)"]
 ok:
   description: Whether no finding is a blocker.
   returned: always, unless an option is not valid

@@ -33,6 +33,13 @@ options:
         O(fleetlift.cvm.target_info#module:secret_id) and O(fleetlift.cvm.target_info#module:secret_key).
     type: str
     required: true
+  plan:
+    description:
+      - Names of all sources whose plan matters for these, such as those of the group C(sources). Nothing is asked about
+        their targets.
+    type: list
+    elements: str
+    default: []
 seealso:
   - module: fleetlift.cvm.target_info
 """
@@ -62,6 +69,17 @@ errors:
   returned: always
   type: dict
   sample: {}
+plan:
+  description: The id of the target of each source in O(plan), by the source's name; empty where none is known yet.
+  returned: always
+  type: dict
+  sample: {web1: ins-webtgt01, web2: ins-webtgt02, app1: ""}
+bandwidth_shares:
+  description: The weight of each source in O(plan) in the sharing of a bandwidth budget, C(fleetlift_bandwidth_share).
+  returned: always
+  type: list
+  elements: int
+  sample: [1, 1, 4]
 request_ids:
   description: Ids of the API requests, for the vendor's support.
   returned: always

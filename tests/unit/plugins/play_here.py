@@ -21,6 +21,11 @@ def play(directory: Path, tasks: list[dict[str, Any]], *words: str) -> tuple[int
     book.write_text(yaml.safe_dump([{"hosts": "here", "gather_facts": False, "tasks": tasks}]))
     inventory = directory / "hosts"
     inventory.write_text(f"here ansible_connection=local ansible_python_interpreter={sys.executable}\n")
+    return run(directory, "-i", str(inventory), *words, str(book))
+
+
+def run(directory: Path, *words: str) -> tuple[int, str]:
+    """Exit status and output of ansible-playbook; what Ansible leaves on the host is below ``directory/remote``."""
     environment = {
         **os.environ,
         "ANSIBLE_COLLECTIONS_PATH": next(
@@ -31,7 +36,7 @@ def play(directory: Path, tasks: list[dict[str, Any]], *words: str) -> tuple[int
     }
     program = str(Path(sys.executable).with_name("ansible-playbook"))
     done = subprocess.run(
-        [program, "-i", str(inventory), *words, str(book)],
+        [program, *words],
         env=environment,
         capture_output=True,
         text=True,

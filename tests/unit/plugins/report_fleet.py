@@ -115,8 +115,8 @@ def known(
         "fleetlift_assessment": {
             "findings": [each.record() for each in assessment.findings],
             "pairs": pairs,
+            "estimate": estimate(mapped, facts["probe"]["bytes_per_second"], around) if mapped else {},
         },
-        "fleetlift_estimate": estimate(mapped, facts["probe"]["bytes_per_second"], around) if mapped else {},
     }
 
 

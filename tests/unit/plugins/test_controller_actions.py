@@ -49,9 +49,13 @@ def test_sources_of_one_account_and_region_are_asked_for_together() -> None:
         asked.append(module_args)
         return answer(*module_args["instance_ids"])
 
-    made, run = act(fleet_info, {"sources": list(hostvars), "access": "access"}, hostvars)
+    arguments = {"sources": list(hostvars), "access": "access", "plan": ["web1", "far", "none"]}
+    hostvars["far"].update(fleetlift_target="ins-3", fleetlift_bandwidth_share=4)
+    made, run = act(fleet_info, arguments, hostvars)
     made._execute_module = execute
     result = run()
+    assert result["plan"] == {"web1": "", "far": "ins-3", "none": ""}
+    assert result["bandwidth_shares"] == [1, 4, 1]
     assert [(call["region"], call["instance_ids"]) for call in asked] == [
         ("ap-guangzhou", ["ins-1", "ins-2"]),
         ("ap-singapore", ["ins-3"]),

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.fleetlift.cvm.plugins.filter.estimate import FilterModule, estimated
+from ansible_collections.fleetlift.cvm.plugins.action.assess import estimate_of
+from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.target import Disk
 from ansible_collections.fleetlift.cvm.plugins.module_utils.estimate import (
     BOOT,
     COMPRESSION,
@@ -20,7 +21,9 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.estimate import (
     happened,
     measured_compression,
 )
+from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Finding
 from ansible_collections.fleetlift.cvm.plugins.module_utils.fleet_report import Source, document, lines
+from ansible_collections.fleetlift.cvm.plugins.module_utils.plan import Assessment, Pair, SourceDisk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,6 +103,17 @@ def test_whatever_is_known_gives_figures_that_fit_together(disks, probed, limit,
     assert whole["bytes_to_send"] == 2 * answer["bytes_to_send"]
 
 
+def assess(**options):
+    """The options of the module assess that the estimate reads."""
+    disks = [DISK, {**DISK, "path": "/dev/sdb"}] if "bandwidth_shares" in options else [DISK]
+    return {
+        "source_facts": {"disks": disks, "probe": {"bytes_per_second": 10.0 * MIB}},
+        "bandwidth_limit": 0, "bandwidth_budget": 0, "bandwidth_share": 1, "bandwidth_shares": [],
+        "change_tracking": True, "services": [], "journal": {},
+        **options,
+    }  # fmt: skip
+
+
 def journal(**data):
     return {
         "phases": [
@@ -124,16 +138,29 @@ def test_estimate_is_compared_with_what_happened():
 def test_compression_that_an_earlier_run_measured_is_used():
     assert measured_compression(journal(bytes_sent=400 * MIB, bytes_wire=100 * MIB)) == 0.25
     assert measured_compression(journal(bytes_sent=1 * MIB, bytes_wire=1)) is None
-    answer = estimated({"disks": [DISK]}, journal=journal(bytes_sent=400 * MIB, bytes_wire=100 * MIB))
+    answer = estimate_of(assess(journal=journal(bytes_sent=400 * MIB, bytes_wire=100 * MIB)), Assessment((), ()))
     assert answer["traffic_bytes"] == 2500 * MIB
 
 
-@pytest.mark.parametrize("pairs", [None, [], [{"device": "/dev/sda"}]])
-def test_only_disks_that_are_migrated_count(pairs):
-    facts = {"disks": [DISK, {**DISK, "path": "/dev/sdb"}], "probe": {"bytes_per_second": 10.0 * MIB}}
-    answer = FilterModule().filters()["estimate"](facts, pairs=pairs, budget=8 * MIB, share=1, shares=[1, 3])
-    assert answer["bytes_to_send"] == (10000 if pairs else 20000) * MIB
+@pytest.mark.parametrize("paired", [(), ("/dev/sda",)])
+def test_only_disks_that_are_migrated_count(paired):
+    pairs = tuple(Pair("d0", SourceDisk(path, DISK["size"]), Disk("disk-a", "system", 40, 0)) for path in paired)
+    arguments = assess(bandwidth_budget=8 * MIB, bandwidth_share=1, bandwidth_shares=[1, 3])
+    answer = estimate_of(arguments, Assessment(pairs, ()))
+    assert answer["bytes_to_send"] == (10000 if paired else 20000) * MIB
     assert answer["rate_bytes_per_second"] == 2 * MIB
+
+
+def test_a_source_alone_has_the_whole_budget_and_one_without_facts_no_estimate():
+    assert estimate_of(assess(bandwidth_budget=8 * MIB), Assessment((), ()))["rate_bytes_per_second"] == 8 * MIB
+    assert estimate_of(assess(source_facts={}), Assessment((), ())) == {}
+
+
+def test_changes_that_cannot_be_tracked_cost_downtime_though_tracking_is_asked_for():
+    finding = Finding("CHANGES_NOT_TRACKED", "warning", "web1", "no tracefs", "nothing")
+    tracked, read = (estimate_of(assess(), Assessment((), found)) for found in ((), (finding,)))
+    assert read["downtime_seconds"] > tracked["downtime_seconds"]
+    assert estimate_of(assess(change_tracking=False), Assessment((), ())) == read
 
 
 def test_preflight_report_says_what_the_fleet_will_take_and_what_that_assumes():
