@@ -55,6 +55,38 @@ def is_own(address: str) -> bool:
     return not (parsed.is_loopback or parsed.is_link_local or parsed.is_unspecified or parsed.is_multicast)
 
 
+# What is used inside of sites and clouds: RFC 1918, RFC 6598 and RFC 4193. Not what ``ipaddress`` calls private, which
+# holds addresses for documentation as well.
+_INSIDE = tuple(
+    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
+)
+
+
+def is_inside(address: str) -> bool:
+    """Whether *address* is one that is used inside of a site only. Raises ``ValueError`` for what is no address."""
+    parsed = ipaddress.ip_address(address)
+    return any(parsed in network for network in _INSIDE if network.version == parsed.version)
+
+
+def seen_as(reach: Iterable[Mapping[str, Any]], known: Iterable[str]) -> str | None:
+    """The address from which a target sees the server, None where that is not certain enough.
+
+    *reach* are the server's attempts to connect to the target, *known* the addresses by which others know it. Between
+    two inside addresses, and between two public ones, nothing has a reason to translate; from inside to a public
+    address something has to, and the server's one public address is what it is translated to.
+    """
+    for attempt in reach:
+        local, remote = attempt.get("local"), attempt.get("address")
+        try:
+            if not local or is_inside(local) == is_inside(str(remote)):
+                return str(local) if local else None
+            outside = [address for address in dict.fromkeys(known) if not is_inside(address)]
+        except ValueError:
+            return None
+        return outside[0] if len(outside) == 1 and not is_inside(str(remote)) else None
+    return None
+
+
 def parse_listeners(tcp: str, tcp6: str) -> list[dict[str, Any]]:
     """Who listens at one address only, from the texts of /proc/net/tcp and tcp6 (proc(5)): address and port.
 

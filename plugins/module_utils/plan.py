@@ -16,7 +16,7 @@ from typing import Any
 from .acceptance import accept
 from .cloud.target import CHANGING_STATES, Disk, Target, standing_refusals, target_from_record
 from .findings import Finding, Refusal, by_severity, finding_from
-from .own_addresses import pointing_at
+from .own_addresses import pointing_at, seen_as
 from .path_findings import rate_findings, reach_findings
 from .security_groups import DROP, UNKNOWN, decide
 
@@ -131,6 +131,9 @@ def assessment_of(params: Mapping[str, Any]) -> Assessment:
     Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a record without its shape.
     """
     source_findings = [finding_from(record) for record in params["source_findings"]]
+    source_address = params["source_address"] or seen_as(
+        params["source_facts"].get("reach") or (), params["source_addresses"]
+    )
     targets_of_all = {str(name): str(target) for name, target in params["targets_of_all"].items()}
     target = target_from_record(params["target"]) if params["target"] else None
     unknown = _not_known(params, target)
@@ -141,7 +144,7 @@ def assessment_of(params: Mapping[str, Any]) -> Assessment:
                 target,
                 targets_of_all,
                 params["port"],
-                params["source_address"],
+                source_address,
                 params["ssh_port"],
                 params["controller_address"],
             )
@@ -157,7 +160,7 @@ def assessment_of(params: Mapping[str, Any]) -> Assessment:
         targets_of_all=targets_of_all,
         port=params["port"],
         ssh_port=params["ssh_port"],
-        source_address=params["source_address"],
+        source_address=source_address,
         controller_address=params["controller_address"],
         target_host_keys=params["target_host_keys"],
         source_findings=source_findings,

@@ -36,13 +36,17 @@ _OUTCOMES = {
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt to connect; ``detail`` is what the system said, empty when it succeeded."""
+    """One attempt to connect; ``detail`` is what the system said, empty when it succeeded.
+
+    ``local`` is the server's own address on this way, None where there is no way.
+    """
 
     address: str
     port: int
     outcome: str
     detail: str
     seconds: float
+    local: str | None = None
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,7 +67,18 @@ def connect(address: str, port: int, timeout: float) -> Attempt:
         outcome, detail = TIMEOUT, f"no answer within {timeout:g} s"
     except OSError as error:
         outcome, detail = _OUTCOMES.get(error.errno or 0, FAILED), error.strerror or str(error)
-    return Attempt(address, port, outcome, detail, round(time.monotonic() - begun, 3))
+    return Attempt(address, port, outcome, detail, round(time.monotonic() - begun, 3), local_address(address, port))
+
+
+def local_address(address: str, port: int) -> str | None:
+    """The address from which the kernel would send to *address*; nothing is sent."""
+    try:
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)
+        with socket.socket(found[0][0], socket.SOCK_DGRAM) as unsent:
+            unsent.connect(found[0][4])
+            return str(unsent.getsockname()[0])
+    except OSError:
+        return None
 
 
 def attempts(places: Iterable[Mapping[str, Any]], timeout: float) -> list[Attempt]:
@@ -78,6 +93,13 @@ def attempts(places: Iterable[Mapping[str, Any]], timeout: float) -> list[Attemp
 def attempts_from(records: Iterable[Mapping[str, Any]]) -> list[Attempt]:
     """The attempts in *records*, the JSON form."""
     return [
-        Attempt(str(each["address"]), int(each["port"]), str(each["outcome"]), str(each.get("detail") or ""), 0.0)
+        Attempt(
+            str(each["address"]),
+            int(each["port"]),
+            str(each["outcome"]),
+            str(each.get("detail") or ""),
+            0.0,
+            each.get("local"),
+        )
         for each in records
     ]

@@ -92,8 +92,17 @@ options:
     default: 22
   source_address:
     description:
-      - The address from which the target sees the source. If not set, only rules for every address are certain.
+      - The address from which the target sees the source.
+      - If not set, it is the one from which the source tried to connect, unless something between the two has to
+        translate it. Then it is the only public one of O(source_addresses). Without either, only rules for every
+        address are certain.
     type: str
+  source_addresses:
+    description:
+      - The addresses by which others know the source.
+    type: list
+    elements: str
+    default: []
   controller_address:
     description:
       - The address from which the target sees the controller.

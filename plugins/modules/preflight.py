@@ -220,9 +220,16 @@ facts:
         - How connecting to each of O(connect) ended. V(open) means that something listens, V(refused) that nothing
           does, but the answer came back, V(timeout) that nothing came back, V(no_route) that the server has no route
           there, V(unreachable) that a router knows none or nobody has the address, V(failed) anything else.
+        - C(local) is the server's own address on this way.
       type: list
       elements: dict
-      sample: [{address: 203.0.113.11, port: 443, outcome: refused, detail: Connection refused, seconds: 0.012}]
+      sample:
+        - address: 203.0.113.11
+          port: 443
+          outcome: refused
+          detail: Connection refused
+          seconds: 0.012
+          local: 10.96.0.11
     proxy:
       description: The proxies that the server's environment names, without user and password.
       type: list

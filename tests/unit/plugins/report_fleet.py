@@ -95,7 +95,8 @@ def known(
         "source": name, "source_facts": facts, "source_findings": [each.record() for each in found],
         "source_error": None, "source_unreachable": False, "target": (on or target(number)).record(),
         "target_error": {}, "target_id": (on or target(number)).instance_id, "port": 443, "ssh_port": 22,
-        "source_address": None, "controller_address": None, "target_host_keys": [], "landed_before": False,
+        "source_address": None, "source_addresses": [], "controller_address": None, "target_host_keys": [],
+        "landed_before": False,
         "bandwidth_limit": 0, "accept": {},
         "targets_of_all": {},
         "disks": mapping

@@ -228,6 +228,20 @@ def test_rule_for_some_addresses_is_certain_only_with_the_sources_address():
     assert blockers(target=target, source_address="192.0.2.7") == ["PORT_CLOSED"]
 
 
+@pytest.mark.parametrize(
+    ("local", "expected"), [("10.96.0.11", []), ("10.95.0.11", ["PORT_CLOSED"]), ("192.0.2.7", ["PORT_UNKNOWN"])]
+)
+def test_the_sources_address_is_that_of_its_own_attempt(local, expected):
+    rules = (
+        Rule("sg-1", 0, "ACCEPT", "TCP", "443", "10.96.0.0/24"),
+        Rule("sg-1", 1, "ACCEPT", "TCP", "22", "0.0.0.0/0"),
+    )
+    tried = {"address": "10.97.0.12", "port": 443, "outcome": "refused", "local": local}
+    facts = {**FACTS, "reach": [tried]}
+    found = assessment_of(options(source_facts=facts, target=replace(TARGET, ingress=rules).record()))
+    assert [finding.code for finding in found.findings if finding.code.startswith("PORT_")] == expected
+
+
 def test_instance_without_a_security_group_is_not_guessed_about():
     assessment = plan(target=replace(TARGET, security_groups=(), ingress=()))
     assert assessment.blockers == []
@@ -281,6 +295,7 @@ def options(**changes):
         "port": 443,
         "ssh_port": 22,
         "source_address": None,
+        "source_addresses": [],
         "controller_address": None,
         "target_host_keys": [],
         "landed_before": False,

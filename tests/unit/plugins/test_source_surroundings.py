@@ -29,6 +29,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.own_addresses import
     parse_listeners,
     pointing_at,
     resolving_to,
+    seen_as,
 )
 from ansible_collections.fleetlift.cvm.plugins.module_utils.path_findings import rate_findings, reach_findings
 from ansible_collections.fleetlift.cvm.plugins.module_utils.reach import attempts
@@ -388,8 +389,35 @@ def test_attempts_end_as_the_system_says() -> None:
         silent.bind(("127.0.0.1", 0))
         ports = [each.getsockname()[1] for each in (listening, silent)]
         tried = attempts([{"address": "127.0.0.1", "port": port} for port in ports], 5.0)
-    assert [attempt.outcome for attempt in tried] == ["open", "refused"]
+    assert [(attempt.outcome, attempt.local) for attempt in tried] == [("open", "127.0.0.1"), ("refused", "127.0.0.1")]
     assert attempts([], 1.0) == []
+
+
+@pytest.mark.parametrize(
+    ("local", "remote", "known", "expected"),
+    [
+        ("10.96.0.11", "10.97.0.11", [], "10.96.0.11"),
+        ("198.51.100.7", "203.0.113.11", ["192.0.2.1"], "198.51.100.7"),
+        # Something translates on the way: to the server's public address, if it has one that is known.
+        ("10.96.0.11", "203.0.113.11", [], None),
+        ("10.96.0.11", "203.0.113.11", ["10.96.0.11", "198.51.100.7"], "198.51.100.7"),
+        ("10.96.0.11", "203.0.113.11", ["198.51.100.7", "198.51.100.8"], None),
+        ("198.51.100.7", "10.97.0.11", ["198.51.100.7"], None),
+        ("100.64.3.4", "192.168.1.1", [], "100.64.3.4"),
+        ("fd00::1", "fd00::2", [], "fd00::1"),
+        (None, "203.0.113.11", ["198.51.100.7"], None),
+        ("10.96.0.11", "gateway.example.com", [], None),
+    ],
+)
+def test_target_sees_the_source_by_the_address_that_nothing_translates(
+    local: str | None, remote: str, known: list[str], expected: str | None
+) -> None:
+    assert seen_as([{"address": remote, "port": 443, "local": local}], known) == expected
+
+
+def test_nothing_is_known_of_a_way_that_was_not_tried() -> None:
+    assert seen_as([], ["198.51.100.7"]) is None
+    assert seen_as([{"address": "203.0.113.11", "port": 443}], []) is None
 
 
 def rates(sampled: float, since_boot: float, probe: float | None = None, limit: int = 0) -> list[str]:
