@@ -25,7 +25,9 @@ from fleetlift_agent.state import read_boot_id
 # linux/falloc.h
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
-_ZEROS = bytes(EXTENT)
+_ZEROS = memoryview(mmap.mmap(-1, EXTENT))
+# Writes of so many bytes at least go past the page cache.
+_DIRECT = 64 << 10
 # How many extents are looked at before a target counts as blank: the first ones, and some spread over the rest.
 _BLANK_HEAD = 16
 _BLANK_SPREAD = 64
@@ -47,8 +49,8 @@ class OpenTarget(Protocol):
 class ReplicaDisk:
     """A target disk of which the first `size` bytes become the source's disk.
 
-    Writes go through the page cache and count only after `sync`; reads are O_DIRECT, so
-    they see what the device holds.
+    Reads are O_DIRECT, so they see what the device holds, and so are long writes: the page cache would cost a copy and
+    the landing's memory. Short ones go through it, which gathers them. Both count only after `sync`.
     """
 
     def __init__(self, disk_id: str, target: OpenTarget, size: int) -> None:
@@ -61,8 +63,9 @@ class ReplicaDisk:
         flags = fcntl.fcntl(self._write_fd, fcntl.F_GETFL)
         if flags & os.O_DIRECT:
             fcntl.fcntl(self._write_fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
-        self._read_fd = os.open(f"/proc/self/fd/{self._write_fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        self._reader = DirectReader(self._read_fd, size, self._block, f"target disk {disk_id} ({self.serial})")
+        self._direct_fd = os.open(f"/proc/self/fd/{self._write_fd}", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        self._direct = True
+        self._reader = DirectReader(self._direct_fd, size, self._block, f"target disk {disk_id} ({self.serial})")
         self._punch = True
         self._manifest: FileManifest | None = None
         self._read_back: ReadBack | None = None
@@ -94,13 +97,15 @@ class ReplicaDisk:
     def length(self, extent: int) -> int:
         return extent_length(self.size, extent)
 
-    def read(self, extent: int, buffer: mmap.mmap) -> memoryview:
+    def read(self, extent: int, buffer: memoryview) -> memoryview:
         return self._reader.read(extent, buffer)
 
-    def write(self, extent: int, ranges: Sequence[Range], content: bytes) -> None:
-        """Put the data ranges' content in place, and zeros into the zero ranges. Raises TARGET_WRITE_FAILED."""
+    def write(self, extent: int, ranges: Sequence[Range], view: memoryview) -> None:
+        """Put the data ranges' content in place, and zeros into the zero ranges. Raises TARGET_WRITE_FAILED.
+
+        view: the content, at a page's boundary in memory.
+        """
         start = extent * EXTENT
-        view = memoryview(content)
         try:
             for part in ranges:
                 begin, end = part.span(self.length(extent))
@@ -119,7 +124,7 @@ class ReplicaDisk:
         except OSError as error:
             raise self.write_failed(error, 0) from error
 
-    def looks_blank(self, buffer: mmap.mmap) -> bool:
+    def looks_blank(self, buffer: memoryview) -> bool:
         """Whether a sample of the disk is all zero: then asking it for hashes first is a waste."""
         step = max(1, self.extents // _BLANK_SPREAD)
         sample = sorted({*range(min(_BLANK_HEAD, self.extents)), *range(0, self.extents, step), self.extents - 1})
@@ -135,11 +140,21 @@ class ReplicaDisk:
         )
 
     def close(self) -> None:
-        os.close(self._read_fd)
+        os.close(self._direct_fd)
         if self._manifest is not None:
             self._manifest.close()
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
+        if self._direct and len(view) >= _DIRECT and len(view) % self._block == 0:
+            try:
+                done = os.pwrite(self._direct_fd, view, offset)
+                view = view[done:]
+                offset += done
+            except OSError as error:
+                # A device that wants another alignment than that of its blocks.
+                if error.errno != errno.EINVAL:
+                    raise
+                self._direct = False
         while len(view):
             done = os.pwrite(self._write_fd, view, offset)
             view = view[done:]
@@ -154,7 +169,7 @@ class ReplicaDisk:
                 if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV):
                     raise
                 self._punch = False
-        self._pwrite(memoryview(_ZEROS)[:length], offset)
+        self._pwrite(_ZEROS[:length], offset)
 
 
 def _punch_hole(descriptor: int, offset: int, length: int) -> None:
