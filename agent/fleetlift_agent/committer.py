@@ -15,9 +15,10 @@ from fleetlift_agent.errors import AgentError
 from fleetlift_agent.replica import ReplicaDisk
 from fleetlift_agent.wire import ExtentKey
 
-# A batch is synced when it is this large or this old, whichever comes first.
+# A batch is synced when it is this large or this old, or when nothing was added for so long, whichever comes first.
 BATCH_BYTES = 32 << 20
 BATCH_SECONDS = 0.2
+PAUSE_SECONDS = 0.02
 
 
 class Committer:
@@ -86,7 +87,10 @@ class Committer:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     break
-                self._condition.wait(remaining)
+                known = len(self._pending)
+                # The end of a pass: whoever waits for it waits for the last batch.
+                if not self._condition.wait(min(remaining, PAUSE_SECONDS)) and len(self._pending) == known:
+                    break
             batch, self._pending = self._pending, {}
             self._bytes = 0
             self._condition.notify_all()

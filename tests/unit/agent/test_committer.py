@@ -9,6 +9,8 @@ import errno
 import threading
 from typing import Any
 
+import pytest
+from fleetlift_agent import committer
 from fleetlift_agent.committer import Committer
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.wire import ExtentKey
@@ -39,14 +41,24 @@ class RecordingDisk:
 def test_sync_then_manifest_then_acknowledgement() -> None:
     events: list[Any] = []
     failures: list[AgentError] = []
-    committer = Committer([RecordingDisk(events)], lambda keys: events.append(("ack", keys)), failures.append)  # type: ignore[list-item]
-    committer.add(ExtentKey(0, 7), b"digest", 1)
+    subject = Committer([RecordingDisk(events)], lambda keys: events.append(("ack", keys)), failures.append)  # type: ignore[list-item]
+    subject.add(ExtentKey(0, 7), b"digest", 1)
     wait_for(lambda: len(events) == 4, "an acknowledgement without any further write")
     assert events == ["sync", ("manifest", 7, b"digest"), ("to read back", 7), ("ack", [ExtentKey(0, 7)])]
-    committer.add(ExtentKey(0, 8), b"digest", 1)
-    committer.close()
+    subject.add(ExtentKey(0, 8), b"digest", 1)
+    subject.close()
     assert events[4:] == ["sync", ("manifest", 8, b"digest"), ("to read back", 8), ("ack", [ExtentKey(0, 8)])]
     assert not failures
+
+
+def test_last_batch_does_not_wait_for_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committer, "BATCH_SECONDS", 3600.0)
+    acknowledged: list[Any] = []
+    last = Committer([RecordingDisk([])], acknowledged.extend, lambda error: None)  # type: ignore[list-item]
+    for extent in range(3):
+        last.add(ExtentKey(0, extent), b"digest", 1)
+    wait_for(lambda: len(acknowledged) == 3, "everything is acknowledged although nothing follows")
+    last.close()
 
 
 def test_failed_sync_vouches_for_nothing_and_blocks_nobody() -> None:
@@ -58,10 +70,10 @@ def test_failed_sync_vouches_for_nothing_and_blocks_nobody() -> None:
         failures.append(error)
         failed.set()
 
-    committer = Committer([RecordingDisk(events, broken=True)], lambda keys: events.append(keys), fail)  # type: ignore[list-item]
+    subject = Committer([RecordingDisk(events, broken=True)], lambda keys: events.append(keys), fail)  # type: ignore[list-item]
     for extent in range(300):
-        committer.add(ExtentKey(0, extent), b"digest", 1 << 20)
+        subject.add(ExtentKey(0, extent), b"digest", 1 << 20)
     assert failed.wait(10)
-    committer.close()
+    subject.close()
     assert events == []
     assert failures[0].code == "TARGET_WRITE_FAILED"
