@@ -10,6 +10,7 @@ the one before. Where they are not, every pass reads the disks in full.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from typing import Any, Callable
@@ -33,7 +34,7 @@ _KEPT_PASSES = 100
 # In sync: what changed is sent this often, in seconds, and the map of free blocks is looked at again this often.
 _INTERVAL = 1.0
 _LOOK_INTERVAL = 300.0
-_PROOF_INTERVAL = 0.2
+_PROOF_INTERVAL = 0.05
 _REPAIR_ROUNDS = 3
 # A frozen source whose disks change all the same is given this many passes to come to rest.
 _LAST_PASSES = 5
@@ -71,6 +72,7 @@ class Copy:
         self._damaged = 0
         self._missed: list[ExtentKey] = []
         self._work: PassWork | None = None
+        self._publishing = threading.Lock()
         self._passes: list[dict[str, Any]] = []
         self._pass_number = 0
         self._finished_totals = dict(state.get("totals"))
@@ -362,6 +364,11 @@ class Copy:
 
     def publish(self) -> None:
         """Put the counters of the running pass into the state."""
+        # Or what the ticker computed a moment before the end of a pass would replace what is said at its end.
+        with self._publishing:
+            self._publish()
+
+    def _publish(self) -> None:
         work = self._work
         if work is None:
             return
