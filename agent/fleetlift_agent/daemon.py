@@ -23,12 +23,13 @@ from fleetlift_agent import activated, devices, memory
 from fleetlift_agent.config import Config, load_config
 from fleetlift_agent.control import Command, ControlServer
 from fleetlift_agent.errors import AgentError
+from fleetlift_agent.hash_pool import HashPool
 from fleetlift_agent.mask import NullMask, UsedBlocksMask
 from fleetlift_agent.quiesce import Quiesce
-from fleetlift_agent.receiver import Receiver
+from fleetlift_agent.receiver import VERIFY_THREADS, Receiver
 from fleetlift_agent.replica import ReplicaDisk
 from fleetlift_agent.replication import Replication
-from fleetlift_agent.sender import Route, SenderDisk
+from fleetlift_agent.sender import Route, SenderDisk, pool_size
 from fleetlift_agent.state import State
 from fleetlift_agent.tls import load_identity
 from fleetlift_agent.tracing import NullTracker, TrackedDisk, Tracker, open_tracker, remove_trace
@@ -220,7 +221,9 @@ class Daemon:
             ],
         )
         tracked = [TrackedDisk.open(disk.id, source.path, disk.size) for disk, source in zip(config.disks, sources)]
+        hashes = HashPool(pool_size(config.connections))
         replication = Replication(
+            hashes=hashes,
             migration=config.migration,
             disks=[SenderDisk(disk.id, source, disk.serial) for disk, source in zip(config.disks, sources)],
             tracked=tracked,
@@ -236,6 +239,8 @@ class Daemon:
         )
         for note in memory.preload_and_lock():
             log.warning("%s", note)
+        hashes.start()
+        resources.callback(hashes.close)
         resources.callback(replication.close)
         state.start_ticker(replication.publish)
         return state, {
@@ -282,7 +287,12 @@ class Daemon:
                 for disk, target in zip(config.disks, targets)
             ],
         )
+        # Of each connection one for what is read and one for what is written, and those of the reading back.
+        hashes = HashPool(2 * config.connections + VERIFY_THREADS + 2)
+        hashes.start()
+        resources.callback(hashes.close)
         receiver = Receiver(
+            hashes=hashes,
             migration=config.migration,
             disks=replicas,
             identity=identity,

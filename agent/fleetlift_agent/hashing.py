@@ -48,21 +48,25 @@ class Hash:
 
     def __init__(self, name: str, new: Callable[[bytes | bytearray | memoryview], _Digesting]) -> None:
         self.name = name
-        self._new = new
+        self.new = new
         self.zero_leaf = self.leaf(bytes(SUB_BLOCK))
 
     def digest(self, data: bytes | bytearray | memoryview) -> bytes:
-        return self._new(data).digest()
+        return self.new(data).digest()
 
     def leaf(self, data: bytes | memoryview) -> bytes:
         """The hash of one sub-block."""
-        return self._new(data).digest()[:LEAF]
+        return self.new(data).digest()[:LEAF]
 
     def leaves(self, data: memoryview) -> bytes:
         """Concatenated hashes of the 4 KiB sub-blocks of `data`."""
         if len(data) % SUB_BLOCK == 0 and is_zero(data):
             return self.zero_leaves(len(data))
-        new = self._new
+        return self.each(data)
+
+    def each(self, data: memoryview) -> bytes:
+        """As `leaves`, without a look whether all is zero."""
+        new = self.new
         return b"".join([new(data[at : at + SUB_BLOCK]).digest()[:LEAF] for at in range(0, len(data), SUB_BLOCK)])
 
     def zero_leaves(self, size: int) -> bytes:
@@ -75,7 +79,7 @@ class Hash:
 
     def root(self, digests: Iterable[bytes]) -> bytes:
         """The hash over concatenated digests (bytes-like pieces, consumed one by one)."""
-        state = self._new(b"")
+        state = self.new(b"")
         for piece in digests:
             state.update(piece)
         return state.digest()
@@ -84,7 +88,8 @@ class Hash:
 def is_zero(data: memoryview) -> bool:
     """Whether all of up to EXTENT bytes are zero. CPython compares memoryviews item by item, a hundred times slower."""
     size = ctypes.c_size_t(len(data))
-    if not data.readonly:
+    # Nothing has no address.
+    if len(data) and not data.readonly:
         return bool(_memcmp(ctypes.byref(ctypes.c_char.from_buffer(data)), _ZERO_EXTENT, size) == 0)
     content = data.obj if isinstance(data.obj, bytes) and len(data.obj) == len(data) else bytes(data)
     return bool(_memcmp(content, _ZERO_EXTENT, size) == 0)

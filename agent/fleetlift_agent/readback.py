@@ -8,7 +8,6 @@ One byte and a time stamp of four bytes for each MiB of the disk. Lost with the 
 
 from __future__ import annotations
 
-import mmap
 import threading
 import time
 from array import array
@@ -23,7 +22,7 @@ _DUE, _FRESH, _WRITTEN, _OPEN = range(4)
 _PIECE = 1 << 15
 _ALL_DUE = bytes([_DUE if state == _FRESH else state for state in range(256)])
 
-Reading = Callable[[int, mmap.mmap], memoryview]
+Reading = Callable[[int, memoryview], memoryview]
 
 
 class ReadBack:
@@ -71,7 +70,7 @@ class ReadBack:
         with self._lock:
             self._confirm(extent)
 
-    def check(self, extent: int, buffer: mmap.mmap, algorithm: Hash) -> bool:
+    def check(self, extent: int, buffer: memoryview, algorithm: Hash) -> bool:
         """Read the extent and compare it with the manifest, which forgets what the disk does not hold.
 
         False when the disk does not hold it. Raises DISK_READ_FAILED.

@@ -9,9 +9,9 @@ block, so every pass reads with O_DIRECT, which wants aligned buffers: anonymous
 
 from __future__ import annotations
 
-import mmap
 import os
 import queue
+from collections.abc import Iterable
 from typing import Callable
 
 from fleetlift_agent.errors import AgentError
@@ -31,21 +31,20 @@ class DirectReader:
         self._block = block
         self._subject = subject
 
-    def read(self, extent: int, buffer: mmap.mmap) -> memoryview:
+    def read(self, extent: int, buffer: memoryview) -> memoryview:
         """The extent's bytes inside `buffer` (an extent long). Raises AgentError DISK_READ_FAILED."""
         length = extent_length(self._size, extent)
         self.read_part(extent, buffer, 0, length)
-        return memoryview(buffer)[:length]
+        return buffer[:length]
 
-    def read_part(self, extent: int, buffer: mmap.mmap, start: int, end: int) -> None:
+    def read_part(self, extent: int, buffer: memoryview, start: int, end: int) -> None:
         """Bytes `start` to `end` of the extent into the same place of `buffer`; `start` is on a block's boundary."""
         rounded = -(-end // self._block) * self._block
         offset = extent * EXTENT
-        view = memoryview(buffer)
         try:
             got = start
             while got < end:
-                count = os.preadv(self._descriptor, [view[got:rounded]], offset + got)
+                count = os.preadv(self._descriptor, [buffer[got:rounded]], offset + got)
                 if count == 0:
                     raise OSError(0, "the device ends before its stated size")
                 got += count
@@ -62,12 +61,12 @@ class DirectReader:
 class BufferPool:
     """A fixed number of extent buffers: whoever waits for one slows down the stage before it."""
 
-    def __init__(self, count: int) -> None:
-        self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
-        for _round in range(count):
-            self._free.put(mmap.mmap(-1, EXTENT))
+    def __init__(self, buffers: Iterable[memoryview]) -> None:
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        for buffer in buffers:
+            self._free.put(buffer)
 
-    def acquire(self, cancelled: Callable[[], bool]) -> mmap.mmap | None:
+    def acquire(self, cancelled: Callable[[], bool]) -> memoryview | None:
         """A buffer, or None once `cancelled()`."""
         while not cancelled():
             try:
@@ -76,5 +75,5 @@ class BufferPool:
                 continue
         return None
 
-    def release(self, buffer: mmap.mmap) -> None:
+    def release(self, buffer: memoryview) -> None:
         self._free.put(buffer)

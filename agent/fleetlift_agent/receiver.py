@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import json
 import logging
-import mmap
 import socket
 import threading
 import time
@@ -23,7 +22,8 @@ from fleetlift_agent.compression import Unpacker
 from fleetlift_agent.connection import Connection, ConnectionLost
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.extents import EXTENT, SUB_BLOCK, data_bytes, sub_block_count
-from fleetlift_agent.hashing import DIGEST, LEAF, UNKNOWN, is_zero, load_hash
+from fleetlift_agent.hash_pool import HashPool
+from fleetlift_agent.hashing import DIGEST, LEAF, UNKNOWN, Hash, is_zero
 from fleetlift_agent.manifest import disk_root
 from fleetlift_agent.replica import ReplicaDisk
 from fleetlift_agent.state import State, write_json
@@ -37,10 +37,10 @@ _MAX_HANDSHAKES = 32
 _MAX_CONNECTIONS = 64
 # Extents whose leaves are kept, the most recently used ones: 4 KiB each. What changes often is not read again.
 _REMEMBERED = 8192
-_VERIFY_THREADS = 2
+VERIFY_THREADS = 2
 # The background reading waits this long for something to do, and gives way for this long after a write.
 _IDLE_SECONDS = 0.2
-_BUSY_SECONDS = 0.5
+_BUSY_SECONDS = 0.1
 # include/uapi/linux/tcp.h.
 _TCP_NOTSENT_LOWAT = 25
 _UNSENT_BYTES = 256 << 10
@@ -50,7 +50,7 @@ def memory_bound(disk_bytes: int, connections: int) -> int:
     """The most resident bytes a receiver uses, the interpreter's 40 MiB included.
 
     37 per MiB of disk (the mapped manifest and what was read back), the leaves that are kept, and per connection its
-    frame, its content and its read buffer.
+    frame, its content and its buffers. Besides: the hashing processes (`hash_pool.OWN_MEMORY` each).
     """
     extents = disk_bytes // EXTENT + 1
     leaves = _REMEMBERED * (EXTENT // SUB_BLOCK * LEAF + 256)
@@ -66,11 +66,12 @@ class Session:
         disks: Sequence[ReplicaDisk],
         agreed: features.Features,
         note: Callable[[AgentError], None],
+        algorithm: Hash,
     ) -> None:
         self.id = session_id
         self.disks = disks
         self.features = agreed
-        self.hash = load_hash(agreed.hash)
+        self.hash = algorithm
         self._lock = threading.Lock()
         self._connections: dict[int, Connection] = {}
         self._threads: set[threading.Thread] = set()
@@ -165,13 +166,16 @@ class Session:
 class Worker:
     """Serves one connection: applies writes, answers questions about the target's content."""
 
-    def __init__(self, session: Session, connection: Connection, receiver: Receiver) -> None:
+    def __init__(
+        self, session: Session, connection: Connection, receiver: Receiver, buffer: memoryview, content: memoryview
+    ) -> None:
         self._session = session
         self._connection = connection
         self._receiver = receiver
         self._hash = session.hash
         self._unpacker = Unpacker()
-        self._buffer = mmap.mmap(-1, EXTENT)
+        self._buffer = buffer
+        self._content = content
 
     def serve(self) -> None:
         """Until the connection ends (ConnectionLost) or breaks the protocol (AgentError)."""
@@ -222,7 +226,8 @@ class Worker:
             write.ranges, length
         ):
             raise wire.malformed("the ranges of a write do not fit its extent or its content")
-        content = self._unpacker.unpack(write.codec, packed, write.raw_length)
+        content = self._content[: write.raw_length]
+        content[:] = self._unpacker.unpack(write.codec, packed, write.raw_length)
         leaves = self._check(disk, write, content)
         ranges = write.ranges
         # Zeros are only written where there is something else: a blank target stays sparse.
@@ -239,7 +244,7 @@ class Worker:
         whole = sum(part.count for part in write.ranges) == sub_block_count(length)
         self._session.committer.add(write.key, write.digest, length, seen=whole and not ranges)
 
-    def _check(self, disk: ReplicaDisk, write: Write, content: bytes) -> bytes:
+    def _check(self, disk: ReplicaDisk, write: Write, content: memoryview) -> bytes:
         """The extent's leaves after the write.
 
         The content must be what the sender hashed, and the extent must become what its digest says.
@@ -252,7 +257,7 @@ class Worker:
             told = self._own_leaves(disk, write.key.extent)
         merged = bytearray(told)
         # Only the last sub-block of a disk may be short, and that is the last one here.
-        arrived = self._hash.leaves(memoryview(content))
+        arrived = self._hash.leaves(content)
         at = 0
         for part in write.ranges:
             place = slice(part.first * LEAF, (part.first + part.count) * LEAF)
@@ -314,7 +319,9 @@ class Receiver:
         state: State,
         peer_timeout: float,
         scrub_interval: float,
+        hashes: HashPool,
     ) -> None:
+        self._hashes = hashes
         self._scrub_interval = scrub_interval
         self._migration = migration
         self._disks = disks
@@ -436,7 +443,10 @@ class Receiver:
         errors: list[AgentError] = []
 
         def work() -> None:
-            buffer = mmap.mmap(-1, EXTENT)
+            with self._hashes.buffers.borrowed() as buffer:
+                work_in(buffer)
+
+        def work_in(buffer: memoryview) -> None:
             while not session.closing.is_set() and not errors:
                 with lock:
                     extent = next(extents, None)
@@ -451,7 +461,7 @@ class Receiver:
                     done[0] += disk.length(extent)
                     self._state.touch(progress={**self._state.get("progress"), "kind": "verify", "bytes_done": done[0]})
 
-        threads = [threading.Thread(target=work, daemon=True) for _round in range(_VERIFY_THREADS)]
+        threads = [threading.Thread(target=work, daemon=True) for _round in range(VERIFY_THREADS)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -461,14 +471,17 @@ class Receiver:
         if session.closing.is_set():
             raise ConnectionLost("the session ended during verification")
 
-    def _prove(self, session: Session, disk: ReplicaDisk, extent: int, buffer: mmap.mmap) -> None:
+    def _prove(self, session: Session, disk: ReplicaDisk, extent: int, buffer: memoryview) -> None:
         if not disk.read_back.check(extent, buffer, session.hash):
             log.error("disk %s: extent %d does not hold what was written to it", disk.id, extent)
             session.forget(ExtentKey(self._disks.index(disk), extent))
 
     def _read_back(self, session: Session) -> None:
         """The background of a session: read everything back that was written, and in time everything again."""
-        buffer = mmap.mmap(-1, EXTENT)
+        with self._hashes.buffers.borrowed() as buffer:
+            self._read_back_in(session, buffer)
+
+    def _read_back_in(self, session: Session, buffer: memoryview) -> None:
         round_ended = time.monotonic()
         turns = itertools.cycle(range(len(self._disks)))
         try:
@@ -550,7 +563,8 @@ class Receiver:
         try:
             self._state.update(connections=session.connection_count)
             connection.send_json(wire.WELCOME, self._welcome(session, number))
-            Worker(session, connection, self).serve()
+            with self._hashes.buffers.borrowed() as buffer, self._hashes.buffers.borrowed() as content:
+                Worker(session, connection, self, buffer, content).serve()
         finally:
             session.leave(number, thread)
             if session.connection_count == 0:
@@ -569,7 +583,7 @@ class Receiver:
                 current.close()
             for disk in self._disks:
                 disk.open_manifest(self._directory, agreed.hash)
-            session = Session(hello["session"], self._disks, agreed, self.note)
+            session = Session(hello["session"], self._disks, agreed, self.note, self._hashes.hash(agreed.hash))
             self._session = session
             session.spawn(lambda: self._read_back(session), "read-back")
             if self._sealed is None:
@@ -612,12 +626,13 @@ class Receiver:
         return features.agree(offer, features.offered())
 
     def _welcome(self, session: Session, number: int) -> dict[str, Any]:
-        buffer = mmap.mmap(-1, EXTENT)
+        # Sampled only once per session, and before anything was written in it.
+        with self._hashes.buffers.borrowed() as buffer:
+            blank = [number == 0 and disk.looks_blank(buffer) for disk in self._disks]
         return {
             "session": session.id,
             "features": {"hash": session.features.hash, "compression": session.features.compression},
-            # Sampled only once per session, and before anything was written in it.
-            "blank": [number == 0 and disk.looks_blank(buffer) for disk in self._disks],
+            "blank": blank,
         }
 
 

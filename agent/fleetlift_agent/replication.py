@@ -17,6 +17,7 @@ from fleetlift_agent.copying import Copy
 from fleetlift_agent.cutover import Cutover, CutoverOptions, Order
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.fence import Passage
+from fleetlift_agent.hash_pool import HashPool
 from fleetlift_agent.mask import Mask
 from fleetlift_agent.quiesce import Quiesce
 from fleetlift_agent.sender import Cancelled, Replicator, Route, SenderDisk
@@ -44,6 +45,7 @@ class Replication:
         bandwidth_limit: int | None,
         max_passes: int,
         max_downtime: float,
+        hashes: HashPool,
     ) -> None:
         self._state = state
         self._quiesce = quiesce
@@ -53,7 +55,13 @@ class Replication:
             open_tracker=open_tracker,
             mask=mask,
             replicator=functools.partial(
-                Replicator, migration=migration, disks=disks, route=route, bucket=self._bucket, stalled=self._stalled
+                Replicator,
+                migration=migration,
+                disks=disks,
+                route=route,
+                bucket=self._bucket,
+                stalled=self._stalled,
+                hashes=hashes,
             ),
             state=state,
             max_passes=max_passes,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import mmap
 import queue
 import secrets
 import socket
@@ -40,7 +39,8 @@ from fleetlift_agent.extents import (
     sub_block_count,
     zero_bytes,
 )
-from fleetlift_agent.hashing import DETECTOR, DIGEST, LEAF, UNKNOWN, Hash, load_hash
+from fleetlift_agent.hash_pool import HashPool
+from fleetlift_agent.hashing import DETECTOR, DIGEST, LEAF, UNKNOWN, Hash
 from fleetlift_agent.manifest import MemoryManifest, disk_root
 from fleetlift_agent.mask import Mask
 from fleetlift_agent.passes import PassWork, Ranges
@@ -130,8 +130,9 @@ class SenderDisk:
 def memory_bound(disk_bytes: int, connections: int) -> int:
     """The most resident bytes a sender uses, 48 MiB for the (memory-locked) interpreter included.
 
-    Besides: the ring of the trace (`tracing.DEFAULT_BUFFER_KIB` per processor) belongs to the kernel, and the map of
-    free blocks is as large as the disk is fragmented (16 bytes per free range, at most 96 MiB a disk).
+    Besides: the hashing processes (`hash_pool.OWN_MEMORY` each); the ring of the trace
+    (`tracing.DEFAULT_BUFFER_KIB` per processor), which belongs to the kernel; and the map of free blocks, as large as
+    the disk is fragmented (16 bytes per free range, at most 96 MiB a disk).
     """
     extents = disk_bytes // EXTENT + 1
     each = DIGEST + DETECTOR + _DIRTY
@@ -161,7 +162,7 @@ class _Read:
     """
 
     key: ExtentKey
-    buffer: mmap.mmap
+    buffer: memoryview
     view: memoryview
     leaves: bytes
     digest: bytes
@@ -182,7 +183,7 @@ class _Part:
     """
 
     key: ExtentKey
-    buffer: mmap.mmap
+    buffer: memoryview
     view: memoryview
     leaves: dict[int, bytes]
     held: bytes
@@ -251,7 +252,9 @@ class Losses:
 class Session:
     """N connections to the receiver with their reading threads; made once, failed once."""
 
-    def __init__(self, route: Route, migration: str, disks: Sequence[SenderDisk], bucket: TokenBucket) -> None:
+    def __init__(
+        self, route: Route, migration: str, disks: Sequence[SenderDisk], bucket: TokenBucket, hashes: HashPool
+    ) -> None:
         self._route = route
         self._disks = disks
         self._failure: Exception | None = None
@@ -284,7 +287,7 @@ class Session:
         except BaseException:
             self.close()
             raise
-        self.hash: Hash = load_hash(self.features.hash)
+        self.hash: Hash = hashes.hash(self.features.hash)
         for connection in self.connections:
             self._spawn(functools.partial(self._receive, connection), "receive")
         self._spawn(self._ping, "ping")
@@ -516,7 +519,7 @@ class Pipeline:
         except AgentError as error:
             self._session.fail(error)
 
-    def _examine(self, key: ExtentKey, ranges: Ranges, buffer: mmap.mmap) -> None:
+    def _examine(self, key: ExtentKey, ranges: Ranges, buffer: memoryview) -> None:
         """Read and hash what is wanted of one extent; what the target has already ends here."""
         disk = self._disks[key.disk]
         known = disk.manifest.get(key.extent)
@@ -529,10 +532,10 @@ class Pipeline:
         else:
             self._settle(key, buffer, 0)
 
-    def _read_part(self, key: ExtentKey, ranges: Ranges, buffer: mmap.mmap, held: bytes) -> _Part:
+    def _read_part(self, key: ExtentKey, ranges: Ranges, buffer: memoryview, held: bytes) -> _Part:
         disk = self._disks[key.disk]
         length = disk.length(key.extent)
-        view = memoryview(buffer)[:length]
+        view = buffer[:length]
         for start, end in _together(ranges, length):
             disk.reader.read_part(key.extent, buffer, start, end)
             self._work.count(bytes_read=end - start)
@@ -543,9 +546,9 @@ class Pipeline:
         }
         return _Part(key, buffer, view, leaves, held)
 
-    def _examine_whole(self, key: ExtentKey, ranges: Ranges, buffer: mmap.mmap, known: bytes) -> None:
+    def _examine_whole(self, key: ExtentKey, ranges: Ranges, buffer: memoryview, known: bytes) -> None:
         disk = self._disks[key.disk]
-        view = memoryview(buffer)[: disk.length(key.extent)]
+        view = buffer[: disk.length(key.extent)]
         zeros = self._masked(disk, key, buffer, view, self._free(key, ranges))
         fingerprint = zeros.fingerprint if zeros else self._detector.fingerprint(view)
         # The final pass never trusts the change detector.
@@ -582,7 +585,7 @@ class Pipeline:
         return list(known.without(changed))
 
     def _masked(
-        self, disk: SenderDisk, key: ExtentKey, buffer: mmap.mmap, view: memoryview, free: list[tuple[int, int]]
+        self, disk: SenderDisk, key: ExtentKey, buffer: memoryview, view: memoryview, free: list[tuple[int, int]]
     ) -> _Zeros | None:
         """Have the extent in the buffer, with zeros for what is free; when that is all, nothing is even read."""
         length = len(view)
@@ -603,7 +606,7 @@ class Pipeline:
             self._known_zeros[length] = known
         return known
 
-    def _settle(self, key: ExtentKey, buffer: mmap.mmap, length: int) -> None:
+    def _settle(self, key: ExtentKey, buffer: memoryview, length: int) -> None:
         self._pool.release(buffer)
         self._work.count(bytes_skipped=length)
         self._work.finish(key)
@@ -753,8 +756,10 @@ class Replicator:
         stalled: Callable[[Exception | None], None],
         mask: Mask,
         scanning: Callable[[int], bool],
+        hashes: HashPool,
     ) -> None:
         self._mask = mask
+        self._hashes = hashes
         # Whether a disk is gone through as a whole anyhow.
         self._scanning = scanning
         self._migration = migration
@@ -766,7 +771,7 @@ class Replicator:
         # What the target lost, for the next pass.
         self._owed = ExtentSet()
         self._detector = hashing.best_detector()
-        self._pool = BufferPool(pool_size(route.connections))
+        self._pool = BufferPool([hashes.buffers.take() for _buffer in range(pool_size(route.connections))])
         self.change_detector = self._detector.name
 
     @property
@@ -882,7 +887,7 @@ class Replicator:
             delay = min(5.0, delay * 2)
 
     def _open(self, work: PassWork | None) -> Session:
-        session = Session(self._route, self._migration, self.disks, self._bucket)
+        session = Session(self._route, self._migration, self.disks, self._bucket, self._hashes)
         try:
             losses = session.pull_digests()
         except BaseException:

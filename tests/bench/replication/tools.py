@@ -69,9 +69,10 @@ class Meter:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and of its children that ended and were waited for."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(int(value) for value in fields[11:15]) / _TICKS
+    """User and system time of a process and its children, those that run and those that ended and were waited for."""
+    fields = times(pid)
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(fields) + sum(cpu_seconds(int(child)) for child in children)
 
 
 @contextlib.contextmanager
@@ -187,7 +188,7 @@ class Ours:
 
     def cut_over(self, meter: Meter, hook: str) -> Measurement:
         """The downtime of a cutover whose hook makes the disk dirty, without the hook's own time."""
-        begun = cpu_seconds(self.pair.sender.pid) - own_cpu_seconds(self.pair.sender.pid)
+        begun = ended_children(self.pair.sender.pid)
         meter.begin()
         self.pair.sender.ctl("cutover", services=[], freeze=True, pre_freeze=[hook], hook_timeout=300, hold_timeout=600)
         record = self.pair.sender.cutover_phase("prepared", "aborted", seconds=PATIENCE)
@@ -195,7 +196,7 @@ class Ours:
         parts = ("stop_services", "flush", "freeze", "drain", "send", "verify")
         measured = meter.end(wall=sum(record["timings"][part] for part in parts))
         self.split = ", ".join(f"{part} {record['timings'][part]:.2f}" for part in parts)
-        hooked = cpu_seconds(self.pair.sender.pid) - own_cpu_seconds(self.pair.sender.pid) - begun
+        hooked = ended_children(self.pair.sender.pid) - begun
         return replace(measured, cpu_source=measured.cpu_source - hooked)
 
     def abort(self) -> None:
@@ -203,10 +204,15 @@ class Ours:
         self.pair.sender.phase("in_sync", seconds=PATIENCE)
 
 
-def own_cpu_seconds(pid: int) -> float:
-    """As cpu_seconds, without the children."""
+def ended_children(pid: int) -> float:
+    """User and system time of the children of a process that ended and were waited for."""
+    return sum(times(pid)[2:])
+
+
+def times(pid: int) -> list[float]:
+    """Seconds of a process in user mode and in the kernel, and the same of its children that were waited for."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(int(value) for value in fields[11:13]) / _TICKS
+    return [int(value) / _TICKS for value in fields[11:15]]
 
 
 def run_measured(command: list[str]) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from fleetlift_agent import receiver, sender
+from fleetlift_agent import hash_pool, receiver, sender
 from fleetlift_agent.hashing import load_hash
 from loop_pair import MIB, Loop, MakePair, Pair, wait_for
 
@@ -366,6 +366,10 @@ def assert_bounded(pair: Pair, size: int) -> None:
         peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
         print(agent.config["role"], size >> 40, "TiB:", peak >> 20, "MiB of", bound >> 20)
         assert peak <= bound, f"{agent.config['role']}: {peak} > {bound}"
+        for child in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split():
+            rollup = Path(f"/proc/{child}/smaps_rollup").read_text()
+            own = sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Private_"))
+            assert own <= hash_pool.OWN_MEMORY
 
 
 def test_command_line_speaks_json(make_pair: MakePair) -> None:
