@@ -14,6 +14,7 @@ from typing import Any
 
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.extents import MAX_DISK
+from fleetlift_agent.proxy import Proxy
 from fleetlift_agent.tls import TlsFiles
 
 # Slower than this, a single extent would take a minute and heartbeats would starve.
@@ -39,6 +40,7 @@ class Config:
     role: str
     host: str
     port: int
+    proxy: Proxy | None
     tls: TlsFiles
     disks: tuple[DiskConfig, ...]
     connections: int
@@ -80,6 +82,7 @@ def parse_config(value: Any, directory: Path) -> Config:
         role=role,
         host=_text(address, "host"),
         port=_integer(address, "port", 0 if role == "receiver" else 1, 65535),
+        proxy=_proxy(address.get("proxy")),
         tls=TlsFiles(
             directory / _text(tls, "certificate"),
             directory / _text(tls, "key"),
@@ -96,6 +99,14 @@ def parse_config(value: Any, directory: Path) -> Config:
         skip_free=_boolean({"skip_free": True, **value}, "skip_free"),
         scrub_interval=_number({"scrub_interval": 43200, **value}, "scrub_interval", 0, 31 * 86400),
     )
+
+
+def _proxy(value: Any) -> Proxy | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _invalid("proxy is not an object")
+    return Proxy(_text(value, "host"), _integer(value, "port", 1, 65535))
 
 
 def parse_bandwidth(value: Any) -> int | None:

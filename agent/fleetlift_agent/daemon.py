@@ -230,7 +230,7 @@ class Daemon:
             open_tracker=self._tracker_opener(tracked),
             mask=UsedBlocksMask(sources, self._directory) if config.skip_free else NullMask(),
             audit=config.audit,
-            route=Route(config.host, config.port, identity, config.connections, config.peer_timeout),
+            route=Route(config.host, config.port, identity, config.connections, config.peer_timeout, config.proxy),
             quiesce=Quiesce([source.path for source in sources], self._directory),
             state=state,
             bandwidth_limit=config.bandwidth_limit,

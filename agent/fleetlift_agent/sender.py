@@ -17,7 +17,6 @@ import functools
 import logging
 import queue
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -44,6 +43,7 @@ from fleetlift_agent.hashing import DETECTOR, DIGEST, LEAF, UNKNOWN, Hash
 from fleetlift_agent.manifest import MemoryManifest, disk_root
 from fleetlift_agent.mask import Mask
 from fleetlift_agent.passes import PassWork, Ranges
+from fleetlift_agent.proxy import Proxy, connect
 from fleetlift_agent.reader import BufferPool, DirectReader
 from fleetlift_agent.receiver import HANDSHAKE_SECONDS, tune
 from fleetlift_agent.tls import TlsIdentity
@@ -209,6 +209,7 @@ class Route:
     identity: TlsIdentity
     connections: int
     peer_timeout: float
+    proxy: Proxy | None = None
 
 
 class ExtentSet:
@@ -295,7 +296,7 @@ class Session:
     def _join(self, hello: dict[str, Any], number: int, bucket: TokenBucket) -> dict[str, Any]:
         route = self._route
         patience = min(HANDSHAKE_SECONDS, route.peer_timeout)
-        raw = socket.create_connection((route.host, route.port), timeout=patience)
+        raw = connect(route.host, route.port, patience, route.proxy)
         try:
             tune(raw, route.peer_timeout)
             connection = Connection(route.identity.wrap(raw), route.peer_timeout, bucket)

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..module_utils.reach import proxy_address
 from ..plugin_utils import agent_bundle, agent_deployment, pair_certificates
 from ..plugin_utils.agent_action import AgentAction
 from ..plugin_utils.remote_agent import AgentRefusal, RemoteAgent, RemoteError
@@ -28,7 +29,7 @@ def configuration(arguments: dict[str, Any]) -> dict[str, Any]:
     if arguments["role"] == "sender":
         return {
             **common,
-            "peer": {"host": arguments["peer_host"], "port": arguments["port"]},
+            "peer": {"host": arguments["peer_host"], "port": arguments["port"], **through(arguments["proxy"])},
             "connections": arguments["connections"],
             "change_tracking": arguments["change_tracking"],
             "audit": arguments["audit"],
@@ -50,6 +51,19 @@ def configuration(arguments: dict[str, Any]) -> dict[str, Any]:
             {"id": disk["id"], "serial": disk["target_serial"], "size": disk["size"]} for disk in arguments["disks"]
         ],
     }
+
+
+def through(proxy: str | None) -> dict[str, Any]:
+    """The part of the configuration that names the proxy. Raises RemoteError (PROXY_INVALID) for what is none."""
+    if not proxy:
+        return {}
+    try:
+        host, port = proxy_address(proxy)
+    except ValueError as error:
+        raise RemoteError(
+            "PROXY_INVALID", f"{error}.", "give the proxy as http://ADDRESS:PORT, without user and password."
+        ) from error
+    return {"proxy": {"host": host, "port": port}}
 
 
 def require(arguments: dict[str, Any]) -> None:

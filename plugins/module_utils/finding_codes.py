@@ -109,6 +109,7 @@ CODES: Mapping[str, Code] = {
     "VENDOR_PORT_CLOSED": Code("A port that only the vendor's tool needs is closed", None, _PORTS),
     "PORT_FILTERED": Code("Something on the way drops the packets", None, _PORTS),
     "PORT_NOT_PROBED": Code("The port could not be tried", None, _PORTS),
+    "PROXY_UNUSABLE": Code("The proxy opens no tunnel to the target", _NOTHING_DONE, _PORTS),
     "NO_ROUTE_TO_TARGET": Code("No route to the target", None, _PRIVATE),
     "WRITES_EXCEED_PATH": Code("More is written than the path carries"),
     "PUBLIC_IP_STAYS": Code("The public address does not move", None, "the public IP does not move"),

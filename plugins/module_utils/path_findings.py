@@ -11,7 +11,17 @@ from typing import Any
 
 from .cloud.target import Target
 from .findings import Finding
-from .reach import FAILED, NO_ROUTE, TIMEOUT, UNREACHABLE, Attempt, attempts_from
+from .reach import (
+    FAILED,
+    NO_ROUTE,
+    PROXY_REFUSES,
+    PROXY_SILENT,
+    PROXY_WAITS,
+    TIMEOUT,
+    UNREACHABLE,
+    Attempt,
+    attempts_from,
+)
 from .security_groups import ACCEPT, decide
 
 # States in which something runs on the instance that answers, if only by refusing.
@@ -37,10 +47,33 @@ def _unanswered(
 ) -> Finding:
     where = f"{attempt.address}:{attempt.port}"
     evidence = {**attempt.record(), "state": target.state, "proxies": list(proxies)}
-    # The agent speaks TLS of its own to the landing and asks no proxy.
+    # The agent asks no proxy but the one that it is given.
     around = (
-        f" The proxy that the source's environment names ({', '.join(proxies)}) is not used for it." if proxies else ""
+        f" The proxy that the source's environment names ({', '.join(proxies)}) is not used for it unless"
+        " fleetlift_proxy names it."
+        if proxies
+        else ""
     )
+    if attempt.outcome in (PROXY_REFUSES, PROXY_SILENT):
+        return Finding(
+            "PROXY_UNUSABLE",
+            "blocker",
+            target.instance_id,
+            f"The source's proxy (fleetlift_proxy) opens no tunnel to {where}: {attempt.detail}.",
+            f"Have the proxy allow CONNECT to port {attempt.port} without a password, correct fleetlift_proxy, or let"
+            " the source connect directly.",
+            evidence,
+        )
+    if attempt.outcome == PROXY_WAITS:
+        return Finding(
+            "PORT_NOT_PROBED",
+            "note",
+            target.instance_id,
+            f"The source's proxy takes orders for {where}, but nothing listens there yet, and a proxy does not tell"
+            f" whether the way is open: {attempt.detail}.",
+            "Nothing: the landing is reached or not before anything is copied.",
+            evidence,
+        )
     if attempt.outcome == NO_ROUTE or (attempt.outcome == UNREACHABLE and target.state in ANSWERING):
         return Finding(
             "NO_ROUTE_TO_TARGET",

@@ -62,6 +62,11 @@ options:
   peer_host:
     description: The landing's address as the source reaches it. Required for O(role=sender).
     type: str
+  proxy:
+    description:
+      - An HTTP proxy through which the sender connects, such as V(http://10.0.0.5:3128). It has to allow C(CONNECT) to
+        O(peer_host) and O(port) without a password. Nothing of the connection can be read by it.
+    type: str
   port:
     description: The TCP port on which the receiver listens.
     type: int

@@ -54,6 +54,16 @@ options:
           - The TCP port.
         type: int
         required: true
+      proxy:
+        description:
+          - Whether O(proxy) is used on this way, if there is one.
+        type: bool
+        default: false
+  proxy:
+    description:
+      - The HTTP proxy through which the agent will connect, such as V(http://10.0.0.5:3128). It is asked for a tunnel
+        (C(CONNECT)), and nothing is sent through it.
+    type: str
   connect_timeout:
     description:
       - Seconds to wait for an answer.
@@ -220,6 +230,8 @@ facts:
         - How connecting to each of O(connect) ended. V(open) means that something listens, V(refused) that nothing
           does, but the answer came back, V(timeout) that nothing came back, V(no_route) that the server has no route
           there, V(unreachable) that a router knows none or nobody has the address, V(failed) anything else.
+        - Through O(proxy) V(open) means that there was a tunnel, V(proxy_waits) that the other end refused or did not
+          answer, V(proxy_refuses) that the proxy gives none, V(proxy_silent) that the proxy cannot be spoken to.
         - C(local) is the server's own address on this way.
       type: list
       elements: dict
@@ -442,7 +454,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.live_system import (
     service_manager,
     ssh_host_keys,
 )
-from ansible_collections.fleetlift.cvm.plugins.module_utils.reach import attempts
+from ansible_collections.fleetlift.cvm.plugins.module_utils.reach import attempts, proxy_address
 from ansible_collections.fleetlift.cvm.plugins.module_utils.source_facts import (
     find_disks,
     host_findings,
@@ -468,6 +480,11 @@ def probe(params: dict) -> Probe:
         limit_bytes=params["probe_bytes"],
         limit_seconds=PROBE_SECONDS,
     )
+
+
+def way_round(params: dict) -> tuple[str, int] | None:
+    """Host and port of the proxy that the module's options name. Raises ``ValueError`` for what is none."""
+    return proxy_address(params["proxy"]) if params["proxy"] else None
 
 
 def look(module: AnsibleModule) -> dict:
@@ -528,7 +545,7 @@ def look(module: AnsibleModule) -> dict:
         "network_mounts": network_mounts(mounts),
         "addresses": addresses_of(system, params["own_addresses"], params["names"]),
         "proxy": proxies(system),
-        "reach": [each.record() for each in attempts(params["connect"], params["connect_timeout"])],
+        "reach": [each.record() for each in attempts(params["connect"], params["connect_timeout"], way_round(params))],
         "probe": probe(params).record(),
         "disks": disks,
     }
@@ -549,8 +566,10 @@ def main() -> None:
                 "options": {
                     "address": {"type": "str", "required": True},
                     "port": {"type": "int", "required": True},
+                    "proxy": {"type": "bool", "default": False},
                 },
             },
+            "proxy": {"type": "str"},
             "connect_timeout": {"type": "float", "default": 4.0},
             "own_addresses": {"type": "list", "elements": "str", "default": []},
             "names": {"type": "list", "elements": "str", "default": []},
@@ -562,6 +581,10 @@ def main() -> None:
         required_by={"probe_address": "probe_port"},
         supports_check_mode=True,
     )
+    try:
+        way_round(module.params)
+    except ValueError as error:
+        module.fail_json(msg=f"PROXY_INVALID: {error}. Next: correct proxy (fleetlift_proxy).")
     module.exit_json(changed=False, **look(module))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure
+from ansible_collections.fleetlift.cvm.plugins.action import agent as agent_action_plugin
 from ansible_collections.fleetlift.cvm.plugins.action import cutover, transfer
 from ansible_collections.fleetlift.cvm.plugins.modules import agent as agent_module
 from ansible_collections.fleetlift.cvm.plugins.plugin_utils import agent_action, remote_agent
@@ -358,3 +359,16 @@ def test_check_mode_says_whether_a_source_has_to_be_given_back(phase: str | None
     made = action(cutover.ActionModule, agent, check_mode=True)
     assert made.act({**CUTOVER, "state": "given_back"}) == {"changed": changed}
     assert agent.orders == []
+
+
+def test_sender_is_told_of_the_proxy_and_a_url_that_is_none_is_refused() -> None:
+    arguments = {
+        "role": "sender", "migration": "web1", "peer_host": "203.0.113.11", "port": 443, "connections": 4,
+        "change_tracking": True, "audit": True, "skip_free": True, "disks": [], "proxy": None,
+    }  # fmt: skip
+    assert agent_action_plugin.configuration(arguments)["peer"] == {"host": "203.0.113.11", "port": 443}
+    through = agent_action_plugin.configuration({**arguments, "proxy": "http://10.0.0.5:3128"})["peer"]
+    assert through == {"host": "203.0.113.11", "port": 443, "proxy": {"host": "10.0.0.5", "port": 3128}}
+    with pytest.raises(remote_agent.RemoteError) as caught:
+        agent_action_plugin.configuration({**arguments, "proxy": "socks5://10.0.0.5"})
+    assert caught.value.record["code"] == "PROXY_INVALID"

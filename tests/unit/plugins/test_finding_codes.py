@@ -246,6 +246,7 @@ PRODUCERS: dict[str, Callable[[], list[Finding]]] = {
     "VENDOR_PORT_CLOSED": lambda: on(ingress=(Rule("sg-1", 0, "ACCEPT", "TCP", "22,443", "0.0.0.0/0"),)),
     "PORT_FILTERED": lambda: planned(reached("timeout")),
     "PORT_NOT_PROBED": lambda: planned(reached("timeout"), replace(TARGET, state="STOPPED")),
+    "PROXY_UNUSABLE": lambda: planned(reached("proxy_refuses")),
     "NO_ROUTE_TO_TARGET": lambda: planned(reached("no_route")),
     "WRITES_EXCEED_PATH": lambda: planned(
         {"disks": [disk("sda", write_bytes_per_second=9e6), disk("sdb")]}, bandwidth_limit=1_000_000

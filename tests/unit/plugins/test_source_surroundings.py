@@ -32,7 +32,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.own_addresses import
     seen_as,
 )
 from ansible_collections.fleetlift.cvm.plugins.module_utils.path_findings import rate_findings, reach_findings
-from ansible_collections.fleetlift.cvm.plugins.module_utils.reach import attempts
+from ansible_collections.fleetlift.cvm.plugins.module_utils.reach import attempts, proxy_address
 from ansible_collections.fleetlift.cvm.plugins.module_utils.security_groups import Rule
 from ansible_collections.fleetlift.cvm.plugins.module_utils.source_facts import parse_mountinfo
 from ansible_collections.fleetlift.cvm.plugins.module_utils.storage_layers import layer_findings, network_mounts
@@ -43,6 +43,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.workloads import (
     process_from,
     workload_findings,
 )
+from connect_proxy import connect_proxy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -368,6 +369,9 @@ def reach(**outcomes: str) -> list[tuple[str, str]]:
         ({"p443": "no_route", "state": "STOPPED"}, [("NO_ROUTE_TO_TARGET", "blocker")]),
         ({"p443": "unreachable"}, [("NO_ROUTE_TO_TARGET", "blocker")]),
         ({"p443": "unreachable", "state": "STOPPED"}, [("PORT_NOT_PROBED", "note")]),
+        ({"p443": "proxy_waits", "p22": "timeout"}, [("PORT_NOT_PROBED", "note")]),
+        ({"p443": "proxy_refuses"}, [("PROXY_UNUSABLE", "blocker")]),
+        ({"p443": "proxy_silent", "state": "STOPPED"}, [("PROXY_UNUSABLE", "blocker")]),
     ],
 )
 def test_only_what_is_certain_blocks_before_there_is_a_landing(
@@ -391,6 +395,48 @@ def test_attempts_end_as_the_system_says() -> None:
         tried = attempts([{"address": "127.0.0.1", "port": port} for port in ports], 5.0)
     assert [(attempt.outcome, attempt.local) for attempt in tried] == [("open", "127.0.0.1"), ("refused", "127.0.0.1")]
     assert attempts([], 1.0) == []
+
+
+def test_proxy_is_asked_for_a_tunnel_where_the_place_says_so() -> None:
+    with connect_proxy() as proxy, socket.socket() as listening, socket.socket() as silent:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        silent.bind(("127.0.0.1", 0))
+        open_port, closed_port = (each.getsockname()[1] for each in (listening, silent))
+
+        def tried(port: int) -> str:
+            places = [{"address": "127.0.0.1", "port": port, "proxy": True}]
+            return attempts(places, 5.0, ("127.0.0.1", proxy.port))[0].outcome
+
+        assert (tried(open_port), tried(closed_port)) == ("open", "proxy_waits")
+        proxy.refusal = "407 Proxy Authentication Required"
+        assert tried(open_port) == "proxy_refuses"
+        proxy.refusal = ""
+        asked = len(proxy.asked)
+        place = {"address": "127.0.0.1", "port": open_port, "proxy": False}
+        assert attempts([place], 5.0, ("127.0.0.1", proxy.port))[0].outcome == "open"
+        assert attempts([{**place, "proxy": True}], 5.0)[0].outcome == "open"
+        assert len(proxy.asked) == asked
+    nobody = [{"address": "127.0.0.1", "port": 443, "proxy": True}]
+    assert attempts(nobody, 5.0, ("127.0.0.1", closed_port))[0].outcome == "proxy_silent"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "10.0.0.5:3128",
+        "https://10.0.0.5:3128",
+        "http://10.0.0.5",
+        "http://u:p@10.0.0.5:3128",
+        "http://a:b",
+        "http://[::1",
+    ],
+)
+def test_what_is_no_proxy_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(ValueError, match="proxy") as caught:
+        proxy_address(url)
+    assert "u:p" not in str(caught.value)
+    assert proxy_address("http://10.0.0.5:3128/") == ("10.0.0.5", 3128)
 
 
 @pytest.mark.parametrize(
