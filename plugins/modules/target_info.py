@@ -42,6 +42,12 @@ options:
         or V(tag:wave). The value of each is a list, any of which may match.
       - Together with O(names), both apply.
     type: dict
+  complete:
+    description:
+      - Whether the states of the disks and the rules of the security groups are read as well, with requests of their
+        own. Only for O(names) and O(filters).
+    type: bool
+    default: true
   query:
     description:
       - A JMESPath expression, applied to RV(targets). Its result is RV(result).
@@ -254,7 +260,7 @@ def read_targets(instances: Instances, params: dict[str, Any]) -> list[Target]:
     filters = {name: _as_list(values) for name, values in (params["filters"] or {}).items()}
     if params["names"] is not None:
         filters["instance-name"] = params["names"]
-    return instances.by_filters(filters)
+    return instances.by_filters(filters, complete=params["complete"])
 
 
 def _as_list(values: Any) -> list[str]:
@@ -282,6 +288,7 @@ def main() -> None:
             "missing": {"type": "str", "choices": ["error", "skip"], "default": "error"},
             "names": {"type": "list", "elements": "str"},
             "filters": {"type": "dict"},
+            "complete": {"type": "bool", "default": True},
             "query": {"type": "str"},
         },
         required_one_of=[("instance_ids", "names", "filters")],

@@ -69,12 +69,17 @@ class Instances:
         middle = len(batch) // 2
         return self._existing(batch[:middle], refused) + self._existing(batch[middle:], refused)
 
-    def by_filters(self, filters: Mapping[str, Sequence[str]]) -> list[Target]:
-        """The instances that satisfy every one of *filters* (the API's own names), each with any of its values."""
+    def by_filters(self, filters: Mapping[str, Sequence[str]], *, complete: bool = True) -> list[Target]:
+        """The instances that satisfy every one of *filters* (the API's own names), each with any of its values.
+
+        Unless *complete*, without their disks' states and security groups: nothing else is asked.
+        """
         found: dict[str, Mapping[str, Any]] = {}
         for alternative in _alternatives(filters):
             for instance in self._pages([{"Name": name, "Values": values} for name, values in alternative.items()]):
                 found[str(instance["InstanceId"])] = instance
+        if not complete:
+            return [target_from_api(instance, region=self._region) for instance in found.values()]
         return self._complete(list(found.values()))
 
     def enter_rescue_mode(self, instance_id: str, *, username: str, password: str, stop_type: str) -> str:

@@ -94,6 +94,12 @@ def test_more_names_than_a_filter_holds_are_asked_for_in_several_requests(fleet)
     assert {target.instance_id for target in found} == {WEB, DATABASE}
 
 
+def test_who_wants_to_know_the_ids_only_asks_for_nothing_else(fleet):
+    found = fleet.instances().by_filters({"instance-name": ["web"]}, complete=False)
+    assert [(target.instance_id, target.name, target.ingress) for target in found] == [(WEB, "web", ())]
+    assert [entry["action"] for entry in fleet.requests()] == ["DescribeInstances"]
+
+
 def test_one_id_that_is_wrong_does_not_hide_the_others(fleet):
     wanted = add_instances(fleet, 250)
     targets, missing = fleet.instances().existing([*wanted[:40], "web-server-1", *wanted[40:], "ins-unknown0"])
