@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -108,4 +109,7 @@ def test_preflight_asks_once_for_all_also_where_the_first_needs_none(fleet: Flee
     for source in report["sources"][1:]:
         assert "DISK_UNKNOWN" in {finding["code"] for finding in source["findings"]}, said
         assert "TARGET_NOT_FOUND" not in {finding["code"] for finding in source["findings"]}
+    # A pipeline stops, and sees for whom.
     assert code == 2
+    failed = {name for name in states if re.search(rf"(?m)^{name} .* failed=1 ", said)}
+    assert failed == {"srv001", "srv002", "srv003"}, said
