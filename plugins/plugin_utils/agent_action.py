@@ -28,7 +28,7 @@ SPEC_KEYS = ("type", "required", "default", "choices", "elements")
 
 def argument_spec(documentation: str) -> dict[str, Any]:
     """The argument spec that a module's DOCUMENTATION and its fragments describe: one truth for docs and check."""
-    described = yaml.safe_load(documentation)
+    described = parse(documentation)
     options = dict(described.get("options") or {})
     for name in described.get("extends_documentation_fragment", []):
         options = {**fragment_options(name), **options}
@@ -39,7 +39,13 @@ def fragment_options(name: str) -> dict[str, Any]:
     """The options of one of this collection's documentation fragments, named as modules do."""
     module, _dot, part = name.removeprefix("fleetlift.cvm.").partition(".")
     fragment = importlib.import_module(f"{FRAGMENTS}.{module}").ModuleDocFragment
-    return dict(yaml.safe_load(getattr(fragment, part.upper() or "DOCUMENTATION")).get("options") or {})
+    return dict(parse(getattr(fragment, part.upper() or "DOCUMENTATION")).get("options") or {})
+
+
+def parse(documentation: str) -> dict[str, Any]:
+    """The mapping in *documentation*. By libyaml where it is there: each task of each host does this anew."""
+    found: dict[str, Any] = yaml.load(documentation, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return found
 
 
 def options_spec(options: dict[str, Any]) -> dict[str, Any]:
