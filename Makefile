@@ -100,9 +100,10 @@ offline-boot: setup $(VENV)/.packages-virtual ## Boot the adapted image of a VMw
 	FLEETLIFT_LAB_FILE=tests/offline-boot-lab.yml tests/molecule.sh offline-boot
 
 HOSTS ?= 100
+TARGETS ?= id
 .PHONY: fleet
 fleet: setup ## Look at HOSTS=100 servers in one run, beside what ansible -m setup needs for them (a few minutes)
-	$(PYTHON) tests/fleet_bench.py --hosts $(HOSTS)
+	$(PYTHON) tests/fleet_bench.py --hosts $(HOSTS) --targets $(TARGETS)
 
 .PHONY: waves
 waves: setup ## Migrate twelve servers in three waves, one of which has a sabotaged target (about six minutes)

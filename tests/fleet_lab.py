@@ -5,7 +5,8 @@
 """Write the description of a lab with many light servers, and the plan that moves them.
 
 ``python tests/fleet_lab.py --hosts 12 --waves 3 DIRECTORY`` writes lab.yml and fleet.fleetlift.yml there. With
-``--sabotage NAME`` the target of that source lets nobody in on port 80, which its health check asks for.
+``--sabotage NAME`` the target of that source lets nobody in on port 80, which its health check asks for. With
+``--targets name`` the plan names the targets by their names instead of their ids.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def lab(names: list[str], workload: str, sabotaged: str) -> dict[str, Any]:
     }
 
 
-def plan(names: list[str], waves: int, workload: str) -> dict[str, Any]:
-    """The plan, as a source of the inventory plugin."""
+def plan(names: list[str], waves: int, workload: str, targets: str) -> dict[str, Any]:
+    """The plan, as a source of the inventory plugin; *targets* are named by ``id`` or by ``name``."""
     per_wave = -(-len(names) // waves)
     return {
         "plugin": "fleetlift.cvm.plan",
@@ -77,7 +78,7 @@ def plan(names: list[str], waves: int, workload: str) -> dict[str, Any]:
             {
                 "name": name,
                 "address": f"10.96.0.{FIRST + number}",
-                "target": f"ins-fleet{number:03}",
+                "target": f"ins-fleet{number:03}" if targets == "id" else {"name": f"{name}-target"},
                 "disks": [{"source": "/dev/sda", "target": "system"}],
                 "wave": number // per_wave + 1,
                 "services": ["nginx"] if workload == "web" else [],
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--waves", type=int, default=3)
     parser.add_argument("--workload", choices=("none", "web"), default="web")
     parser.add_argument("--sabotage", default="")
+    parser.add_argument("--targets", choices=("id", "name"), default="id")
     parser.add_argument("directory", type=Path)
     options = parser.parse_args()
     if not 1 <= options.hosts <= MOST:
@@ -102,7 +104,7 @@ def main() -> None:
     options.directory.mkdir(parents=True, exist_ok=True)
     for name, content in (
         ("lab.yml", lab(names, options.workload, options.sabotage)),
-        ("fleet.fleetlift.yml", plan(names, options.waves, options.workload)),
+        ("fleet.fleetlift.yml", plan(names, options.waves, options.workload, options.targets)),
     ):
         (options.directory / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
