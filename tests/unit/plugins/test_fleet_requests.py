@@ -43,11 +43,11 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
         running.close()
 
 
-def inventory(directory: Path, fleet: Fleet, count: int, **variables: Any) -> Path:
-    """An inventory of *count* sources, all of which are this machine."""
+def inventory(directory: Path, fleet: Fleet, count: int, *, named: bool = False, **variables: Any) -> Path:
+    """An inventory of *count* sources, all of which are this machine, with targets by their ids or *named*."""
     hosts = {
         f"srv{number:03}": {
-            "fleetlift_target": f"ins-many{number:04}",
+            **({"fleetlift_target_name": f"many{number}"} if named else {"fleetlift_target": f"ins-many{number:04}"}),
             "access": {"instance_id": f"ins-many{number:04}", "region": REGION, "endpoint": fleet.endpoint,
                        "secret_id": SECRET_ID, "secret_key": SECRET_KEY},
         }
@@ -113,3 +113,20 @@ def test_preflight_asks_once_for_all_also_where_the_first_needs_none(fleet: Flee
     assert code == 2
     failed = {name for name in states if re.search(rf"(?m)^{name} .* failed=1 ", said)}
     assert failed == {"srv001", "srv002", "srv003"}, said
+
+
+def test_targets_that_are_named_are_looked_for_one_by_one_and_read_together(fleet: Fleet, tmp_path: Path) -> None:
+    hosts = inventory(tmp_path, fleet, 2, named=True, fleetlift_report_dir=str(tmp_path / "report"))
+    for _first_and_again in range(2):
+        before = asked(fleet)
+        _code, said = run(tmp_path, "-i", str(hosts), "fleetlift.cvm.preflight")
+        report = json.loads((tmp_path / "report" / "preflight.json").read_text())
+        assert {source["source"]: source["target"] for source in report["sources"]} == {
+            "srv000": "ins-many0000", "srv001": "ins-many0001",
+        }, said  # fmt: skip
+        for source in report["sources"]:
+            codes = {finding["code"] for finding in source["findings"]}
+            assert "DISK_UNKNOWN" in codes and "TARGET_NOT_FOUND" not in codes, said
+        assert asked(fleet) - before == {
+            "DescribeInstances": 2 + 1, "DescribeDisks": 1, "DescribeSecurityGroupPolicies": 2,
+        }  # fmt: skip
