@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Controller half of fleetlift.cvm.assess. It computes and touches nothing, so that no process is started for it."""
+"""Controller half of fleetlift.cvm.assess. It computes, and notes what it found: no process is started for it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..module_utils.findings import refuse
 from ..module_utils.plan import Assessment, assessment_of
 from ..modules.assess import DOCUMENTATION
 from ..plugin_utils.controller_action import ControllerAction
+from ..plugin_utils.journal_file import keep_journal
 
 
 class ActionModule(ControllerAction):
@@ -43,7 +44,23 @@ class ActionModule(ControllerAction):
             result["finding"] = blockers[0].record()
         if blockers and arguments["fail_on_blocker"]:
             result.update(failed=True, msg="\n".join(map(str, blockers)))
+        elif arguments["record"]:
+            self._record(arguments, result)
         return result
+
+    def _record(self, arguments: dict[str, Any], result: dict[str, Any]) -> None:
+        """Note what was found as the phase ``preflight`` of the source's journal."""
+        data = {name: result[name] for name in ("pairs", "findings", "estimate")}
+        phase = {
+            "path": arguments["record"],
+            "source": arguments["source"],
+            "target": arguments["target_id"] or None,
+            "state": "present",
+            "phase": "preflight",
+            "status": "ok",
+            "data": {**data, "host_keys": arguments["source_facts"].get("ssh_host_keys") or []},
+        }
+        keep_journal(phase, check_mode=self._task.check_mode)
 
 
 def estimate_of(arguments: Mapping[str, Any], assessment: Assessment) -> dict[str, Any]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ..module_utils.findings import Finding
@@ -18,10 +19,13 @@ class ActionModule(ControllerAction):
     DOCUMENTATION = DOCUMENTATION
 
     def act(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        hostvars = variables["hostvars"]
+        access = {source: dict(hostvars[source].get(arguments["access"]) or {}) for source in arguments["sources"]}
+        landing = {source: str(known.pop("landing_address", "auto")) for source, known in access.items()}
         targets: dict[str, Any] = {}
         errors: dict[str, Any] = {}
         request_ids: list[str] = []
-        for group in groups(arguments["sources"], arguments["access"], variables["hostvars"]):
+        for group in groups(access):
             options = {**group["access"], "instance_ids": list(group["instances"].values()), "missing": "skip"}
             answer = self._execute_module("fleetlift.cvm.target_info", module_args=options, task_vars=variables)
             request_ids += answer.get("request_ids") or []
@@ -33,27 +37,33 @@ class ActionModule(ControllerAction):
                     targets[source] = found[instance_id]
                 else:
                     errors[source] = answer["missing"][instance_id]
-        planned = {source: variables["hostvars"][source] for source in arguments["plan"]}
+        planned = {source: hostvars[source] for source in arguments["plan"]}
         return {
             "changed": False,
             "targets": targets,
             "errors": errors,
+            "addresses": {source: addresses(targets.get(source, {}), choice) for source, choice in landing.items()},
             "plan": {source: str(known.get("fleetlift_target") or "") for source, known in planned.items()},
             "bandwidth_shares": [int(known.get("fleetlift_bandwidth_share") or 1) for known in planned.values()],
             "request_ids": request_ids,
         }
 
 
-def groups(sources: list[str], name: str, hostvars: Any) -> list[dict[str, Any]]:
+def groups(access: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The sources that can be asked for together: ``access`` is what they have in common, ``instances`` by source."""
     found: dict[str, dict[str, Any]] = {}
-    for source in sources:
-        access = {key: value for key, value in dict(hostvars[source].get(name) or {}).items() if value}
-        instance_id = access.pop("instance_id", None)
-        if instance_id:
-            group = found.setdefault(json.dumps(access, sort_keys=True), {"access": access, "instances": {}})
+    for source, known in access.items():
+        common = {key: value for key, value in known.items() if value and key != "instance_id"}
+        if instance_id := known.get("instance_id"):
+            group = found.setdefault(json.dumps(common, sort_keys=True), {"access": common, "instances": {}})
             group["instances"][source] = str(instance_id)
     return list(found.values())
+
+
+def addresses(target: Mapping[str, Any], choice: str) -> list[str]:
+    """Where the landing of *target* will be: *choice* is auto (public first), public, private, or an address."""
+    public, private = list(target.get("public_addresses") or ()), list(target.get("private_addresses") or ())
+    return {"auto": public + private, "public": public, "private": private}.get(choice, [choice])
 
 
 def unexplained(source: str, answer: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from ..module_utils.findings import refuse
-from ..module_utils.journal import keep
 from ..modules.journal import DOCUMENTATION
 from ..plugin_utils.controller_action import ControllerAction
+from ..plugin_utils.journal_file import keep_journal
 
 
 class ActionModule(ControllerAction):
@@ -20,13 +18,4 @@ class ActionModule(ControllerAction):
     CONSTRAINTS = {"required_if": [("state", "present", ["phase"])]}
 
     def act(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
-        arguments["path"] = os.path.expanduser(arguments["path"])
-        try:
-            return keep(arguments, check_mode=self._task.check_mode)
-        except OSError as error:
-            raise refuse(
-                "JOURNAL_NOT_WRITTEN",
-                arguments["source"],
-                f"The journal of {arguments['source']} could not be written: {error}.",
-                f"Make the directory {arguments['path']} writable for the user who runs Ansible, or choose another.",
-            ) from error
+        return keep_journal(arguments, check_mode=self._task.check_mode)

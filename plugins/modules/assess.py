@@ -11,7 +11,7 @@ short_description: Decide whether a source can go to its target
 description:
   - Pairs the disks of a source server with those of its target instance and finds what would go wrong, before anything
     is touched. Estimates what will be sent, how long that takes and how long the server will be down.
-  - Reads nothing but its options and changes nothing.
+  - Reads nothing but its options and changes nothing but the journal that O(record) names.
 author:
   - Fleetlift contributors (@fleetlift)
 version_added: 0.1.0
@@ -164,6 +164,11 @@ options:
       - A code that does not exist, that guards data or that comes without a reason is refused.
     type: dict
     default: {}
+  record:
+    description:
+      - The directory of the journals, in which the result is noted as the phase C(preflight), unless a blocker fails
+        the module. Not noted if not set.
+    type: path
   fail_on_blocker:
     description:
       - Whether a finding of severity V(blocker) fails the module, with every blocker in the message.

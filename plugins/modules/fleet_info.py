@@ -30,7 +30,8 @@ options:
       - The name of the variable or fact of each source that says which instance is its target and how to ask for it. It
         holds C(instance_id) and any of the options O(fleetlift.cvm.target_info#module:region),
         O(fleetlift.cvm.target_info#module:endpoint), O(fleetlift.cvm.target_info#module:endpoint_domain),
-        O(fleetlift.cvm.target_info#module:secret_id) and O(fleetlift.cvm.target_info#module:secret_key).
+        O(fleetlift.cvm.target_info#module:secret_id) and O(fleetlift.cvm.target_info#module:secret_key), and
+        C(landing_address), one of V(auto), V(public), V(private) or an address.
     type: str
     required: true
   plan:
@@ -69,6 +70,11 @@ errors:
   returned: always
   type: dict
   sample: {}
+addresses:
+  description: Where the landing of each source will be, the first to be used, as its C(landing_address) chooses.
+  returned: always
+  type: dict
+  sample: {web1: [203.0.113.11, 10.97.0.11]}
 plan:
   description: The id of the target of each source in O(plan), by the source's name; empty where none is known yet.
   returned: always

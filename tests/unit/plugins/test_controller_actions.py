@@ -66,6 +66,28 @@ def test_sources_of_one_account_and_region_are_asked_for_together() -> None:
     assert (result["errors"], result["changed"]) == ({}, False)
 
 
+def test_each_landing_has_the_address_that_its_source_chooses() -> None:
+    choices = {"both": {}, "inside": {"landing_address": "private"}, "other": {"landing_address": "192.0.2.9"}}
+    hostvars = {name: {"access": {"instance_id": f"ins-{name}", **choice}} for name, choice in choices.items()}
+    hostvars["none"] = {"access": {"landing_address": "public"}}
+    calls: list[dict[str, Any]] = []
+
+    def execute(name: str, module_args: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        calls.append(module_args)
+        targets = [
+            {"instance_id": each, "public_addresses": ["203.0.113.1"], "private_addresses": ["10.97.0.1"]}
+            for each in module_args["instance_ids"]
+        ]
+        return {**answer(), "targets": targets}
+
+    made, run = act(fleet_info, {"sources": list(hostvars), "access": "access"}, hostvars)
+    made._execute_module = execute
+    assert run()["addresses"] == {
+        "both": ["203.0.113.1", "10.97.0.1"], "inside": ["10.97.0.1"], "other": ["192.0.2.9"], "none": [],
+    }  # fmt: skip
+    assert len(calls) == 1, "what differs only in the address is asked for together"
+
+
 def test_what_goes_wrong_for_some_does_not_touch_the_others() -> None:
     hostvars = {
         "web1": {"access": {"instance_id": "ins-1"}},
@@ -106,6 +128,32 @@ def test_blockers_fail_the_comparison_unless_asked_otherwise() -> None:
     assert run()["failed"] and run()["finding"]["code"] == "TARGET_EXPIRED"
     _made, run = act(assess, {**arguments, "fail_on_blocker": False})
     assert "failed" not in run() and not run()["ok"]
+
+
+def test_comparison_without_a_blocker_is_noted_in_the_journal(tmp_path: Path) -> None:
+    known = report_fleet.known("web1", 1, wave=1)
+    target = report_fleet.target(1)
+    facts = {**known["fleetlift_source"]["facts"], "ssh_host_keys": ["ssh-ed25519 AAAA"]}
+    arguments = {
+        "source": "web1", "source_facts": facts, "target": target.record(), "target_id": target.instance_id,
+        "disks": [{"source": "/dev/sda", "target": "system"}], "record": str(tmp_path / "journal"),
+    }  # fmt: skip
+    path = tmp_path / "journal" / "web1.json"
+    _made, run = act(assess, arguments, check_mode=True)
+    assert run()["ok"] and not path.exists()
+    _made, run = act(assess, arguments)
+    result = run()
+    kept = json.loads(path.read_text())
+    assert (kept["target"], kept["phase"]) == (target.instance_id, "preflight")
+    assert kept["data"]["preflight"] == {
+        "pairs": result["pairs"], "findings": result["findings"], "estimate": result["estimate"],
+        "host_keys": ["ssh-ed25519 AAAA"],
+    }  # fmt: skip
+    path.unlink()
+    _made, run = act(assess, {**arguments, "disks": []})
+    assert run()["failed"] and not path.exists(), "what has failed is noted by who knows how it goes on"
+    _made, run = act(assess, {**arguments, "record": "/proc/no-journals"})
+    assert run()["finding"]["code"] == "JOURNAL_NOT_WRITTEN"
 
 
 def test_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
