@@ -19,6 +19,7 @@ from typing import Any
 from lab import loopdisk
 from lab.errors import LabError
 from lab.loopdisk import mounted
+from lab.machines.init import LIGHT
 from lab.treedigest import Entry, compare, read_tree, tree_digest
 from lab.workloads import database
 
@@ -134,6 +135,9 @@ def _verify_disk(disk: dict[str, Any], target: dict[str, Any], number: int, moun
         top = mount.lstrip("/")
         # Where another disk is mounted on the target, the source at rest has its empty mount point.
         others = [other.lstrip("/") for other in mounts if other != mount]
+        if (source / LIGHT).exists():
+            # Programs that all such machines share are mounted there.
+            others.append("usr")
         below = [path for path in (*LIVING, *others) if not top or path == top or path.startswith(f"{top}/")]
         exclude = tuple(path.removeprefix(top).lstrip("/") for path in below)
         return compare_trees(mount, source, Path(target["root"]) / top, exclude)
