@@ -99,7 +99,12 @@ class HashPool:
             processors = len(os.sched_getaffinity(0))
             count = min(_PROCESSES, processors) if processors > 1 else 0
         for _round in range(count):
-            process = _Process(self.buffers)
+            try:
+                process = _Process(self.buffers)
+            except OSError as error:
+                # A limit of processes or of memory: it only makes the copy slower.
+                log.warning("no further process can be had for hashing: %s", error)
+                return
             self._processes.append(process)
             self._idle.put(process)
 
@@ -157,7 +162,12 @@ class _Process:
         # Messages keep their bounds, and the end of either side is seen by the other.
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            self._channel.close()
+            theirs.close()
+            raise
         if self.pid == 0:
             _serve(theirs, buffers, parent)
         theirs.close()

@@ -101,6 +101,18 @@ def test_a_killed_process_is_replaced_by_the_others_and_then_by_the_caller(pool:
     assert pool.leaves(0, view) is None
 
 
+def test_without_processes_the_caller_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    pool = HashPool(1)
+    pool.start(2)
+    assert pool.pids == []
+    content = os.urandom(EXTENT)
+    assert pool.hash("sha256").leaves(filled(pool, content)) == load_hash("sha256").leaves(memoryview(content))
+
+
 def test_it_ends_with_the_pool() -> None:
     pool = HashPool(1)
     pool.start(2)
