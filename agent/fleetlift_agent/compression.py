@@ -18,6 +18,8 @@ except ImportError:
 
 CODEC_NONE, CODEC_ZLIB, CODEC_ZSTD = 0, 1, 2
 CODECS = {"none": CODEC_NONE, "zlib": CODEC_ZLIB, "zstd": CODEC_ZSTD}
+# When to compress: as far as it makes delivery faster, whatever it costs in time, or not at all.
+COMPRESSION = ("auto", "always", "never")
 # Less gain than this is not worth the receiver's time.
 _WORTHWHILE = 0.95
 _SAMPLE = 16 << 10
@@ -105,14 +107,15 @@ def load_codec(name: str) -> Codec:
 
 
 class Economy:
-    """Compresses while that makes delivery faster: the link must be slower than the processor.
+    """Compresses while that makes delivery faster: the link must be slower than the processor. Or `always`.
 
     The slower the link, the more effort the codec is told to make. Seconds per byte of compressing and of sending are
     measured as they happen; when compressing has stopped paying it is tried again on every 64th piece.
     """
 
-    def __init__(self, codec: Codec, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, codec: Codec, clock: Callable[[], float] = time.monotonic, *, always: bool = False) -> None:
         self._codec = codec
+        self._always = always
         self._clock = clock
         self._compress_cost: float | None = None
         self._send_cost: float | None = None
@@ -136,13 +139,13 @@ class Economy:
         return self._codec.number, packed
 
     def sent(self, wire_bytes: int, seconds: float) -> None:
-        """Tell how long it took to hand `wire_bytes` to the network, waiting for bandwidth included."""
+        """Tell how long it took to send `wire_bytes`, waiting for bandwidth included, for the peer excluded."""
         self._send_cost = _smooth(self._send_cost, seconds / max(1, wire_bytes))
 
     def _pays(self) -> bool:
-        if self._compress_cost is None or self._send_cost is None:
+        if self._always or self._compress_cost is None or self._send_cost is None:
             return True
-        return self._compress_cost < self._send_cost * (1 - self._ratio) or self._codec.number == CODEC_ZSTD
+        return self._compress_cost < self._send_cost * (1 - self._ratio)
 
 
 def _smooth(old: float | None, new: float) -> float:

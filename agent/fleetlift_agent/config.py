@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleetlift_agent.compression import COMPRESSION
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.extents import MAX_DISK
 from fleetlift_agent.proxy import Proxy
@@ -51,6 +52,7 @@ class Config:
     change_tracking: bool
     audit: bool
     skip_free: bool
+    compression: str
     scrub_interval: float
 
 
@@ -97,8 +99,15 @@ def parse_config(value: Any, directory: Path) -> Config:
         change_tracking=_boolean({"change_tracking": True, **value}, "change_tracking"),
         audit=_boolean({"audit": True, **value}, "audit"),
         skip_free=_boolean({"skip_free": True, **value}, "skip_free"),
+        compression=_choice({"compression": "auto", **value}, "compression", COMPRESSION),
         scrub_interval=_number({"scrub_interval": 43200, **value}, "scrub_interval", 0, 31 * 86400),
     )
+
+
+def _choice(value: dict[str, Any], key: str, choices: Sequence[str]) -> str:
+    if value[key] not in choices:
+        raise _invalid(f"{key} is {value[key]!r} instead of one of {', '.join(choices)}")
+    return str(value[key])
 
 
 def _proxy(value: Any) -> Proxy | None:

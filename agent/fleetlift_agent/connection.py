@@ -11,6 +11,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 from typing import Any
@@ -22,6 +23,12 @@ from fleetlift_agent.errors import AgentError
 _UNLIMITED = TokenBucket(None)
 # Frames up to this size are gathered into one write, so they do not become two TLS records.
 _GATHER = 16 << 10
+
+# struct tcp_info of include/uapi/linux/tcp.h: tcpi_unacked at byte 24, tcpi_rwnd_limited (microseconds) at 176, which
+# kernels before 4.10 lack.
+_TCP_INFO = struct.Struct("=24xI148xQ")
+# So many acknowledgements may be held back although everything has arrived.
+_LATE_ACKS = 2
 
 
 class ConnectionLost(Exception):
@@ -49,6 +56,8 @@ class Connection:
         self._fd = sock.fileno()
         self.bytes_out = 0
         self.bytes_in = 0
+        # Seconds that sending waited although everything had arrived: for a peer that is slow to read.
+        self.peer_seconds = 0.0
 
     def exchange_preambles(self) -> None:
         """Send ours, check the peer's. Raises AgentError or ConnectionLost."""
@@ -163,7 +172,19 @@ class Connection:
                 want = select.POLLIN
             except OSError as error:
                 raise ConnectionLost(_reason(error)) from error
+            unacknowledged, before = self._tcp_info()
             self._wait(want, deadline)
+            if unacknowledged <= _LATE_ACKS:
+                # Nothing is on its way; had it been, a window that is full would be the link's.
+                self.peer_seconds += self._tcp_info()[1] - before
+
+    def _tcp_info(self) -> tuple[int, float]:
+        """Segments that are not acknowledged, and the seconds for which the peer's window was too small so far."""
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        if len(info) < _TCP_INFO.size:
+            return 0, 0.0
+        unacknowledged, microseconds = _TCP_INFO.unpack(info)
+        return unacknowledged, microseconds / 1e6
 
     def _wait(self, want: int, deadline: float) -> None:
         poll = select.poll()

@@ -210,6 +210,14 @@ class Route:
     connections: int
     peer_timeout: float
     proxy: Proxy | None = None
+    # One of compression.COMPRESSION.
+    compression: str = "auto"
+
+    def economy(self, codec: str) -> Economy:
+        """For one connection, with the codec that was agreed on."""
+        return Economy(
+            load_codec("none" if self.compression == "never" else codec), always=self.compression == "always"
+        )
 
 
 class ExtentSet:
@@ -315,6 +323,10 @@ class Session:
     @property
     def failure(self) -> Exception | None:
         return self._failure
+
+    def economy(self) -> Economy:
+        """What decides for one connection whether to compress."""
+        return self._route.economy(self.features.compression)
 
     @property
     def bytes_out(self) -> int:
@@ -666,7 +678,7 @@ class Pipeline:
             self._work.finish(key)
 
     def _write(self, connection: Connection) -> None:
-        economy = Economy(load_codec(self._session.features.compression))
+        economy = self._session.economy()
         try:
             while not self._ended():
                 job = self._jobs.get()
@@ -701,9 +713,9 @@ class Pipeline:
                 data_bytes(job.ranges, length),
             )
             self._in_flight[item.key] = (item.digest, item.fingerprint)
-            begun = time.monotonic()
+            begun, waited = time.monotonic(), connection.peer_seconds
             connection.send(wire.WRITE, write.pack(), packed)
-            economy.sent(len(packed), time.monotonic() - begun)
+            economy.sent(len(packed), time.monotonic() - begun - (connection.peer_seconds - waited))
             zeros = zero_bytes(job.ranges, length)
             self._work.count(
                 bytes_sent=len(raw),

@@ -89,6 +89,13 @@ options:
     description: Whether blocks that no filesystem uses are left out. On the target they read as zeros.
     type: bool
     default: true
+  compression:
+    description:
+      - Whether what is sent is compressed. V(auto) does it as far as the copy gets faster, V(always) also over a link that
+        is faster than compressing, which saves what the traffic costs.
+    type: str
+    choices: [auto, always, never]
+    default: auto
   pki_directory:
     description:
       - A directory on the controller for this pair's keys and certificates. Made with mode C(0700) when missing.

@@ -54,6 +54,7 @@ def test_documented_configurations_are_accepted() -> None:
         (["role"], "both"),
         (["migration"], "../../etc"),
         (["migration"], ""),
+        (["compression"], "sometimes"),
         (["peer"], None),
         (["peer", "port"], 0),
         (["peer", "port"], "443"),

@@ -111,13 +111,20 @@ def test_delta_sends_only_the_changed_sub_blocks(make_pair: MakePair) -> None:
     assert state["totals"]["bytes_zero"] - before["bytes_zero"] == SUB_BLOCK
 
 
-def test_compressible_content_is_compressed(make_pair: MakePair) -> None:
+@pytest.mark.parametrize(
+    ("compression", "limit", "least", "most"),
+    [("auto", 8 * MIB, 0, 0.2), ("always", None, 0, 0.2), ("never", None, 1, 1.1)],
+)
+def test_content_is_compressed_where_that_is_wanted(
+    make_pair: MakePair, compression: str, limit: int | None, least: float, most: float
+) -> None:
     pair = make_pair(16 * MIB)
     pair.disks[0][0].write(0, b"all work and no play\n" * (15 * MIB // 21))
+    pair.sender.write_config(compression=compression, bandwidth_limit=limit)
     pair.start()
     totals = pair.replicate()["totals"]
     pair.assert_identical()
-    assert totals["bytes_wire"] < totals["bytes_sent"] / 5
+    assert least < totals["bytes_wire"] / totals["bytes_sent"] < most
 
 
 def throttled_half_way(make_pair: MakePair, size: int = 48) -> Pair:

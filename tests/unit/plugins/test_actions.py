@@ -364,7 +364,7 @@ def test_check_mode_says_whether_a_source_has_to_be_given_back(phase: str | None
 def test_sender_is_told_of_the_proxy_and_a_url_that_is_none_is_refused() -> None:
     arguments = {
         "role": "sender", "migration": "web1", "peer_host": "203.0.113.11", "port": 443, "connections": 4,
-        "change_tracking": True, "audit": True, "skip_free": True, "disks": [], "proxy": None,
+        "change_tracking": True, "audit": True, "skip_free": True, "compression": "auto", "disks": [], "proxy": None,
     }  # fmt: skip
     assert agent_action_plugin.configuration(arguments)["peer"] == {"host": "203.0.113.11", "port": 443}
     through = agent_action_plugin.configuration({**arguments, "proxy": "http://10.0.0.5:3128"})["peer"]
