@@ -91,8 +91,8 @@ options:
     default: true
   compression:
     description:
-      - Whether what is sent is compressed. V(auto) does it as far as the copy gets faster, V(always) also over a link that
-        is faster than compressing, which saves what the traffic costs.
+      - Whether what is sent is compressed. V(auto) does it as far as the copy gets faster, V(always) also over a link
+        that is faster than compressing, which saves what the traffic costs.
     type: str
     choices: [auto, always, never]
     default: auto
