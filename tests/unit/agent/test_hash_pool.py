@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fleetlift_agent import hash_pool
 from fleetlift_agent.extents import EXTENT
 from fleetlift_agent.hash_pool import HashPool
 from fleetlift_agent.hashing import available_hashes, load_hash
@@ -99,6 +100,18 @@ def test_a_killed_process_is_replaced_by_the_others_and_then_by_the_caller(pool:
         wait_for(lambda: (algorithm.leaves(view), len(pool.pids))[1] == left, "the loss is noticed")  # noqa: B023
         assert algorithm.leaves(view) == expected
     assert pool.leaves(0, view) is None
+
+
+def test_a_process_that_is_stopped_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hash_pool, "_PATIENCE", 1)
+    pool = HashPool(1)
+    pool.start(1)
+    content = os.urandom(EXTENT)
+    view = filled(pool, content)
+    (stopped,) = pool.pids
+    os.kill(stopped, signal.SIGSTOP)
+    assert pool.hash("sha256").leaves(view) == load_hash("sha256").leaves(memoryview(content))
+    assert pool.pids == [] and not Path(f"/proc/{stopped}").exists()
 
 
 def test_without_processes_the_caller_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
