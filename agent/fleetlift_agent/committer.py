@@ -54,9 +54,16 @@ class Committer:
         with self._condition:
             while self._bytes > 2 * BATCH_BYTES and not self._broken:
                 self._condition.wait()
+            begins = not self._pending
             self._pending[key] = (digest, seen)
             self._bytes += size
-            self._condition.notify_all()
+            # What comes in between is seen when the wait for a pause ends.
+            if begins or self._full:
+                self._condition.notify_all()
+
+    @property
+    def _full(self) -> bool:
+        return self._bytes >= BATCH_BYTES or len(self._pending) >= wire.MAX_ACKS
 
     def close(self) -> None:
         """Commit what is queued and end."""
@@ -83,7 +90,7 @@ class Committer:
             while not self._pending and not self._closing:
                 self._condition.wait()
             deadline = time.monotonic() + BATCH_SECONDS
-            while self._bytes < BATCH_BYTES and len(self._pending) < wire.MAX_ACKS and not self._closing:
+            while not self._full and not self._closing:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     break

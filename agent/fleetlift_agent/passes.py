@@ -105,8 +105,10 @@ class PassWork:
         with self._condition:
             key = self._next()
             if key is None:
-                self._exhausted = True
-                self._condition.notify_all()
+                if not self._exhausted:
+                    self._exhausted = True
+                    # Once: readers that wait here would wake each other for as long as anything is open.
+                    self._condition.notify_all()
                 return None
             ranges = self._ranges(key)
             self._open[key] = sum(length for _offset, length in ranges)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -95,3 +97,25 @@ def test_ranges_stand_for_exactly_their_sub_blocks(chosen: dict[int, bool]) -> N
 def test_last_sub_block_of_a_disk_may_be_short() -> None:
     assert Range(0, 2, False).span(4096 + 512) == (0, 4096 + 512)
     assert data_bytes([Range(1, 1, False)], 4096 + 512) == 512
+
+
+def test_who_waits_for_what_is_open_does_not_keep_the_others_awake() -> None:
+    one = work()
+    taken = take_all(one)
+    asked: list[int] = []
+
+    def read() -> None:
+        while not one.wait(0.1):
+            asked.append(1)
+            assert one.take() is None
+
+    readers = [threading.Thread(target=read) for _reader in range(2)]
+    for reader in readers:
+        reader.start()
+    time.sleep(0.5)
+    for key in taken:
+        one.finish(key)
+    for reader in readers:
+        reader.join()
+    # Two that look ten times a second, for as long as it took.
+    assert len(asked) < 100
