@@ -23,7 +23,9 @@ MIB = 1 << 20
 GRANULE = 4096
 DATABASE = "database"
 _DATABASE_SIZE = 256 * MIB
-_DIRTY_GRANULES = 25 * MB // GRANULE
+# What `make_dirty` changes, half of it in granules; it does not compress.
+DIRTY = 50 * MB
+_DIRTY_GRANULES = DIRTY // 2 // GRANULE
 _CHANGED_GRANULES = 3000
 
 
@@ -86,7 +88,7 @@ def make_dirty(top: Path, seed: int) -> None:
         for granule in chance.sample(range(_DATABASE_SIZE // GRANULE), _DIRTY_GRANULES):
             file.seek(granule * GRANULE)
             file.write(chance.randbytes(GRANULE))
-    (top / "new").write_bytes(chance.randbytes(25 * MB))
+    (top / "new").write_bytes(chance.randbytes(DIRTY // 2))
     sync(top)
 
 
