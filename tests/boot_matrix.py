@@ -124,6 +124,12 @@ CASES = (
         plays=("prepare", "power_loss", "converge", "verify"),
     ),
     Case(
+        "unhealthy",
+        "User-mode Linux: a target whose systemd is degraded, then one with other host keys; then it moves after all",
+        {"kind": "uml"},
+        plays=("prepare", "unhealthy", "converge", "verify"),
+    ),
+    Case(
         "way-back",
         "MBR, BIOS, IDE, e1000: a target that cannot boot; the source is the server again; then it moves after all",
         IDE,
