@@ -103,12 +103,16 @@ CASES = (
     Case(
         "gpt-bios", "GPT with BIOS boot partition, AHCI, e1000e, ext4, grown", {**AHCI, "firmware": "bios"}, grow=True
     ),
-    Case("xfs", "MBR, BIOS, IDE, e1000, root on xfs", IDE, root="xfs"),
-    Case("boot", "MBR, BIOS, IDE, e1000, separate /boot", {**IDE, "separate_boot": True}),
     Case("debian-11", "Debian 11, MBR, BIOS, IDE, e1000", {**IDE, "release": "bullseye"}),
     Case("debian-13", "Debian 13, GPT, UEFI, AHCI, e1000e", {**AHCI, "firmware": "uefi", "release": "trixie"}),
     Case("dracut", "MBR, BIOS, IDE, e1000, initramfs by dracut for this hardware only", {**IDE, "generator": "dracut"}),
-    Case("disks", "two data disks, by device name in fstab", IDE, data={"/var/www": "ext4", "/srv": "xfs"}),
+    Case(
+        "disks",
+        "MBR, BIOS, IDE, e1000, root on xfs, two data disks by device name in fstab",
+        IDE,
+        root="xfs",
+        data={"/var/www": "ext4", "/srv": "xfs"},
+    ),
     Case(
         "uml",
         "User-mode Linux: root on LVM and xfs, separate /boot, a data disk by device name in fstab; no firmware",
