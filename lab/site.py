@@ -61,7 +61,7 @@ class MachineSite:
         """Return a cloud instance that is a virtual machine, switched off."""
         if firmware == "uml":
             return self._uml(name, disks, CLOUD_PLATFORM, leases=True)
-        hardware = Hardware(firmware, "virtio", "virtio", cpus=2)
+        hardware = Hardware(firmware, "virtio", "virtio")
         return self._virtual(name, disks, hardware, CLOUD_PLATFORM, snapshot="", leases=True)
 
     def _virtual(

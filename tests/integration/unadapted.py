@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lab.command import run
 from lab.machines.protocol import MachineDisk
-from lab.machines.qemu import UEFI_CODE, Hardware, accelerator, disk_words
+from lab.machines.qemu import PROCESSORS, UEFI_CODE, Hardware, accelerator, disk_words
 
 GIVES_UP = "(initramfs)"
 COMES_UP = "login:"
@@ -52,7 +52,7 @@ def main() -> int:
         console = scratch / "console"
         words = [
             "qemu-system-x86_64", "-nodefaults", "-display", "none", *accelerator(), "-machine", "pc",
-            "-smp", "2", "-m", "1024", "-serial", f"file:{console}",
+            "-smp", PROCESSORS, "-m", "1024", "-serial", f"file:{console}",
             *disk_words(hardware, disks_of(options.source, scratch)),
         ]  # fmt: skip
         if options.firmware == "uefi":
