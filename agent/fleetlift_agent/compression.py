@@ -140,7 +140,9 @@ class Economy:
 
     def sent(self, wire_bytes: int, seconds: float) -> None:
         """Tell how long it took to send `wire_bytes`, waiting for bandwidth included, for the peer excluded."""
-        self._send_cost = _smooth(self._send_cost, seconds / max(1, wire_bytes))
+        # A frame without content says nothing of what a byte of content takes.
+        if wire_bytes > 0:
+            self._send_cost = _smooth(self._send_cost, seconds / wire_bytes)
 
     def _pays(self) -> bool:
         if self._always or self._compress_cost is None or self._send_cost is None:

@@ -99,6 +99,14 @@ def test_codec_is_skipped_when_the_link_is_faster(name: str) -> None:
     assert economy.pack(TEXT)[0] == CODEC_NONE
 
 
+def test_a_write_of_zeros_says_nothing_of_the_link() -> None:
+    economy = Economy(load_codec("zlib"), Clock(1.0))
+    economy.pack(TEXT)
+    economy.sent(len(TEXT), 0.001)
+    economy.sent(0, 0.001)
+    assert economy.pack(TEXT)[0] == CODEC_NONE
+
+
 def test_traffic_can_be_saved_whatever_it_costs_in_time() -> None:
     economy = Economy(load_codec("zstd"), Clock(1.0), always=True)
     for _ in range(5):
