@@ -296,7 +296,7 @@ class Daemon:
             ],
         )
         # Of each connection one for what is read and one for what is written, and those of the reading back.
-        hashes = HashPool(2 * config.connections + VERIFY_THREADS + 2)
+        hashes = HashPool(2 * config.connections + 2 * VERIFY_THREADS + 1)
         hashes.start()
         resources.callback(hashes.close)
         receiver = Receiver(

@@ -97,8 +97,8 @@ class ReadBack:
             self.damaged += 1
             return False
 
-    def next_due(self) -> int | None:
-        """An extent that waits to be read back, what was written since before what was read long ago.
+    def next_due(self, *, again: bool = True) -> int | None:
+        """An extent that waits to be read back, what was written since before what was read long ago (if `again`).
 
         They come in turn, so that one that is written all the time keeps no other waiting. What waited when `sweeps`
         had some value was handed out, or written once more, when it is greater by two.
@@ -111,7 +111,7 @@ class ReadBack:
             if found >= 0:
                 self._cursor = found + 1
                 return found
-            found = self._states.find(_DUE)
+            found = self._states.find(_DUE) if again else -1
             return found if found >= 0 else None
 
     def unproved(self, age: float | None) -> Iterator[int]:

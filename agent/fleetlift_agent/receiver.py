@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -37,6 +38,7 @@ _MAX_HANDSHAKES = 32
 _MAX_CONNECTIONS = 64
 # Extents whose leaves are kept, the most recently used ones: 4 KiB each. What changes often is not read again.
 _REMEMBERED = 8192
+# Of those that read back in the background all but the first work only while nothing arrives.
 VERIFY_THREADS = 2
 # The background reading waits this long for something to do, and gives way for this long after a write.
 _IDLE_SECONDS = 0.2
@@ -476,20 +478,21 @@ class Receiver:
             log.error("disk %s: extent %d does not hold what was written to it", disk.id, extent)
             session.forget(ExtentKey(self._disks.index(disk), extent))
 
-    def _read_back(self, session: Session) -> None:
+    def _read_back(self, session: Session, *, leads: bool) -> None:
         """The background of a session: read everything back that was written, and in time everything again."""
         with self._hashes.buffers.borrowed() as buffer:
-            self._read_back_in(session, buffer)
+            self._read_back_in(session, buffer, leads=leads)
 
-    def _read_back_in(self, session: Session, buffer: memoryview) -> None:
+    def _read_back_in(self, session: Session, buffer: memoryview, *, leads: bool) -> None:
         round_ended = time.monotonic()
         turns = itertools.cycle(range(len(self._disks)))
         try:
             while not session.closing.is_set():
-                due = None if self._sealed is not None else self._next_due(next(turns))
+                gives_way = not leads and time.monotonic() - self._last_write < _BUSY_SECONDS
+                due = None if self._sealed is not None or gives_way else self._next_due(next(turns), again=leads)
                 if due is None:
                     session.closing.wait(_IDLE_SECONDS)
-                    if time.monotonic() - round_ended > self._scrub_interval:
+                    if leads and time.monotonic() - round_ended > self._scrub_interval:
                         for disk in self._disks:
                             disk.read_back.start_round()
                     continue
@@ -505,10 +508,10 @@ class Receiver:
         except AgentError as error:
             session.fail(error)
 
-    def _next_due(self, first: int) -> tuple[ReplicaDisk, int] | None:
+    def _next_due(self, first: int, *, again: bool) -> tuple[ReplicaDisk, int] | None:
         """What to read back next; the disk with the number `first` is asked first."""
         for disk in (*self._disks[first:], *self._disks[:first]):
-            extent = disk.read_back.next_due()
+            extent = disk.read_back.next_due(again=again)
             if extent is not None:
                 return disk, extent
         return None
@@ -585,7 +588,8 @@ class Receiver:
                 disk.open_manifest(self._directory, agreed.hash)
             session = Session(hello["session"], self._disks, agreed, self.note, self._hashes.hash(agreed.hash))
             self._session = session
-            session.spawn(lambda: self._read_back(session), "read-back")
+            for number in range(VERIFY_THREADS):
+                session.spawn(functools.partial(self._read_back, session, leads=number == 0), "read-back")
             if self._sealed is None:
                 self._state.touch(phase="receiving")
             self._state.update(

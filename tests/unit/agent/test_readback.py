@@ -114,3 +114,12 @@ def test_unknown_extents_are_left_alone() -> None:
     assert disk.check(2)
     assert disk.manifest.get(2) == UNKNOWN
     assert disk.read_back.damaged == 0
+
+
+def test_only_one_reader_reads_again_what_was_read_long_ago() -> None:
+    disk = Disk()
+    assert [disk.read_back.next_due(again=False) for _extent in range(2)] == [0, 1]
+    assert disk.check(0) and disk.check(1)
+    disk.read_back.start_round()
+    assert disk.read_back.next_due(again=False) is None
+    assert disk.read_back.next_due() == 0
