@@ -241,6 +241,8 @@ def _make_initramfs(root: Path, virtual: Virtual, filesystem: str) -> None:
     if virtual.generator == "dracut":
         version = kernel_version(root)
         words = ["--force", "--no-hostonly", "--drivers", " ".join([*drivers, *(["dm_mod"] if virtual.lvm else [])])]
+        # Beside those it takes what it finds for virtual machines.
+        words += ["--omit-drivers", "virtio.* nd_virtio"]
         inside(root, ["dracut", *words, f"/boot/initrd.img-{version}", version])
         (root / "etc/dracut.conf.d/hostonly.conf").write_text('hostonly="yes"\n', encoding="ascii")
         return
