@@ -78,7 +78,9 @@ class Ratios:
             self.say(f"initial sync at {SLOW} Mbit/s, times as fast as rsync with zstd", value, 1, at_least=True)
         if "initial" in known:
             value = self.wall("initial", "rsync, zstd") / self.wall("initial")
-            self.say("initial sync, link unlimited, times as fast as rsync with zstd", value, 1.5, at_least=True)
+            notes = "; ".join(self.row("initial", tool)["note"] for tool in ("rsync, zstd", "fleetlift"))
+            what = f"initial sync, link unlimited, times as fast as rsync with zstd ({notes})"
+            self.say(what, value, 1.5, at_least=True)
         if "incompressible" in known:
             row = self.row("incompressible")
             value = row["payload"] / (row["measured"]["wall"] * SLOW * 1e6 / 8 * PAYLOAD)

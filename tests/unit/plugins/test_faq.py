@@ -12,7 +12,6 @@ and ``migrate``.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,10 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.errors import 
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.landing import Goal, Step, next_step
 from ansible_collections.fleetlift.cvm.plugins.module_utils.finding_codes import CODES
 from ansible_collections.fleetlift.cvm.plugins.module_utils.plan import Assessment, assess_source
-from lab_fleet import DATABASE, WEB, Fleet, small_store
+from lab_fleet import DATABASE, WEB, Fleet
 
 GIB = 1 << 30
 PASSWORD = "Landing-2026"
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
-    monkeypatch.setenv("NO_PROXY", "*")
-    running = Fleet(tmp_path, small_store())
-    try:
-        yield running
-    finally:
-        running.close()
 
 
 def disk(name: str, gib: int, mountpoint: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import yaml
 from lab_fleet import REGION, SECRET_ID, SECRET_KEY, Fleet, instance, small_store
 from play_here import run
 
-from lab.cloud.store import Disk
+from lab.cloud.store import Disk, Store
 
 MANY = 250
 # Limits of the API: ids in one request.
@@ -27,20 +26,15 @@ BATCH = 100
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+def store() -> Store:
     """A cloud with many instances, which share two security groups."""
-    monkeypatch.setenv("NO_PROXY", "*")
     store = small_store()
     for number in range(MANY):
         store.add_disk(Disk(f"disk-many{number:04}", 50, "ap-guangzhou-3"))
         made = instance(f"ins-many{number:04}", f"many{number}", 0, f"disk-many{number:04}")
         made.state, made.private_addresses, made.public_addresses = "STOPPED", ["127.0.0.1"], []
         store.add_instance(made)
-    running = Fleet(tmp_path, store)
-    try:
-        yield running
-    finally:
-        running.close()
+    return store
 
 
 def inventory(directory: Path, fleet: Fleet, count: int, *, named: bool = False, **variables: Any) -> Path:

@@ -31,23 +31,13 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.import_failures impo
 from ansible_collections.fleetlift.cvm.plugins.module_utils.import_progress import ImportProgress, import_line
 from ansible_collections.fleetlift.cvm.plugins.module_utils.upload_progress import read_progress
 from cos_site import BUCKET, CosSite
-from lab_fleet import SECRET_KEY, Fleet, seen_by, small_store
+from lab_fleet import SECRET_KEY, seen_by
 
 from lab.cloud.hypervisor import ImageRejected
 from lab.cloud.images import TEXTS
 
 URL = "https://images-1250000000.cos.ap-guangzhou.myqcloud.com/web1.qcow2"
 CONTENT = "web1.qcow2 12345 bytes CRC64 678"
-
-
-@pytest.fixture
-def fleet(tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "*")
-    running = Fleet(tmp_path, small_store())
-    try:
-        yield running
-    finally:
-        running.close()
 
 
 def images(fleet):

@@ -17,7 +17,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.reinstall impo
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.waiter import Waiter
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refusal
 from ansible_collections.fleetlift.cvm.plugins.modules import instance_from_image
-from lab_fleet import REGION, WEB, Fleet, seen_by, small_store
+from lab_fleet import REGION, WEB, seen_by, small_store
 
 from lab.cloud.store import Image
 
@@ -26,17 +26,12 @@ SNAPSHOT = "snap-web00001"
 
 
 @pytest.fixture
-def fleet(tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "*")
+def store():
     store = small_store()
     disks = [{"snapshot_id": SNAPSHOT, "size_gb": 5}]
     store.images[IMAGE] = Image(IMAGE, "web1", "Debian", "Debian 12", size_gb=30, data_disks=disks)
     store.images["img-working1"] = Image("img-working1", "web2", "Debian", "Debian 12", state="IMPORTING")
-    running = Fleet(tmp_path, store)
-    try:
-        yield running
-    finally:
-        running.close()
+    return store
 
 
 def run(fleet, *, check_mode=False, **options):

@@ -6,17 +6,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ansible_collections.fleetlift.cvm.plugins.module_utils import journal
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.client import CloudClient
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.isolation import Isolation
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.landing import Credentials, Goal, Landing
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.waiter import Waiter
-from lab_fleet import DATABASE, REGION, SECRET_ID, SECRET_KEY, Fleet, small_store
+from lab_fleet import DATABASE, REGION, SECRET_ID, SECRET_KEY, Fleet
 from play_here import play
 
 GROUPS = ["sg-fleetlift", "sg-second"]
@@ -27,16 +25,6 @@ INTERRUPTED = (
     ("transfer", "ok"),
     ("test_launch", "started"),
 )
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
-    monkeypatch.setenv("NO_PROXY", "*")
-    running = Fleet(tmp_path, small_store())
-    try:
-        yield running
-    finally:
-        running.close()
 
 
 def note(directory: Path, *words: tuple[str, str]) -> None:

@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,21 +24,11 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.request_rate i
     rate_of,
     shared_pace,
 )
-from lab_fleet import REGION, SECRET_ID, SECRET_KEY, Fleet, small_store
+from lab_fleet import REGION, SECRET_ID, SECRET_KEY, Fleet
 
 PROCESSES = 6
 EACH = 4
 REPOSITORY = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
-    monkeypatch.setenv("NO_PROXY", "*")
-    running = Fleet(tmp_path, small_store())
-    try:
-        yield running
-    finally:
-        running.close()
 
 
 @pytest.fixture

@@ -21,21 +21,11 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.instances impo
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.target import target_from_api, target_from_record
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refusal
 from ansible_collections.fleetlift.cvm.plugins.modules import target_info, target_landing
-from lab_fleet import DATABASE, REGION, SECRET_KEY, WEB, Fleet, instance, small_store
+from lab_fleet import DATABASE, REGION, SECRET_KEY, WEB, instance
 
 from lab.cloud.store import Disk
 
 PASSWORD = "Landing-2026"
-
-
-@pytest.fixture
-def fleet(tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "*")
-    running = Fleet(tmp_path, small_store())
-    try:
-        yield running
-    finally:
-        running.close()
 
 
 def refused(function, *arguments, **options):

@@ -24,7 +24,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refu
 from ansible_collections.fleetlift.cvm.plugins.modules import target_instance
 from hypothesis import given
 from hypothesis import strategies as st
-from lab_fleet import REGION, SECRET_ID, SECRET_KEY, Fleet, small_store
+from lab_fleet import REGION, SECRET_ID, SECRET_KEY
 
 GIB = 1 << 30
 FACTS = {
@@ -56,16 +56,6 @@ OPTIONS = {
     "wait_timeout": 30,
 }
 ACCESS = {"secret_id": SECRET_ID, "secret_key": SECRET_KEY, "region": REGION}
-
-
-@pytest.fixture
-def fleet(tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "*")
-    running = Fleet(tmp_path, small_store())
-    try:
-        yield running
-    finally:
-        running.close()
 
 
 class Relay:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,21 +24,11 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.snapshots impo
 from ansible_collections.fleetlift.cvm.plugins.module_utils.cloud.waiter import DummyWaiter, Waiter
 from ansible_collections.fleetlift.cvm.plugins.module_utils.findings import Refusal
 from ansible_collections.fleetlift.cvm.plugins.modules import target_isolation, target_snapshot
-from lab_fleet import DATABASE, Fleet, small_store
+from lab_fleet import DATABASE, Fleet
 
 DISKS = ["disk-dbsys001", "disk-dbdata01", "disk-dbdata02"]
 BEFORE = ["sg-fleetlift", "sg-second"]
 CONTROLLER = "10.98.0.2"
-
-
-@pytest.fixture
-def fleet(tmp_path, monkeypatch) -> Iterator[Fleet]:
-    monkeypatch.setenv("NO_PROXY", "*")
-    running = Fleet(tmp_path, small_store())
-    try:
-        yield running
-    finally:
-        running.close()
 
 
 def quick(timeout: float = 20.0) -> Waiter:
