@@ -160,8 +160,11 @@ class Unpacker:
     def __init__(self) -> None:
         self._zstd = _zstandard.ZstdDecompressor() if _zstandard is not None else None
 
-    def unpack(self, codec: int, payload: memoryview, raw_length: int) -> bytes:
-        """Exactly `raw_length` bytes; never allocates more than that. Raises AgentError on anything else."""
+    def unpack(self, codec: int, payload: memoryview, raw_length: int) -> bytes | memoryview:
+        """Exactly `raw_length` bytes, perhaps those of `payload`; never allocates more than that.
+
+        Raises AgentError on anything else.
+        """
         try:
             raw = self._unpack(codec, payload, raw_length)
         except zlib.error as error:
@@ -172,9 +175,9 @@ class Unpacker:
             raise _damaged(f"{len(raw)} bytes instead of {raw_length}")
         return raw
 
-    def _unpack(self, codec: int, payload: memoryview, raw_length: int) -> bytes:
+    def _unpack(self, codec: int, payload: memoryview, raw_length: int) -> bytes | memoryview:
         if codec == CODEC_NONE:
-            return bytes(payload)
+            return payload
         if codec == CODEC_ZLIB:
             engine = zlib.decompressobj()
             # One byte more than announced, so that a longer stream is noticed and not cut off.

@@ -146,13 +146,14 @@ class HashPool:
 
 class _PooledHash(Hash):
     def __init__(self, name: str, pool: HashPool) -> None:
-        super().__init__(name, load_hash(name).new)
+        self._plain = load_hash(name)
+        super().__init__(name, self._plain.new)
         self._pool = pool
         self._number = available_hashes().index(name)
 
     def each(self, data: memoryview) -> bytes:
         leaves = self._pool.leaves(self._number, data)
-        return super().each(data) if leaves is None else leaves
+        return self._plain.each(data) if leaves is None else leaves
 
 
 class _Process:
