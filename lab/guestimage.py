@@ -49,6 +49,8 @@ PACKAGES = (
     "xfsprogs",
     "zstd",
 )
+# Debian 11 has these not: an agent there has SHA-256 and zlib.
+LACKING = {"bullseye": ("python3-xxhash", "python3-zstandard")}
 # Of the kernel's drivers, what a virtual machine of the lab may have in it: each is read, sent, compared, and packed
 # into an initramfs, in every migration.
 _DRIVERS = (
@@ -166,6 +168,10 @@ class Variety:
     release: str = SUITE
     generator: str = "initramfs-tools"
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return tuple(name for name in PACKAGES if name not in LACKING.get(self.release, ()))
+
 
 @dataclass(frozen=True)
 class GuestImage:
@@ -182,7 +188,7 @@ STANDARD = Variety()
 
 def recipe_key(variety: Variety) -> str:
     """Return the name under which the image of this recipe is kept."""
-    parts = [*astuple(variety), PACKAGES, LEFT_OUT, BUT_NOT, INITRAMFS]
+    parts = [*astuple(variety), variety.packages, LEFT_OUT, BUT_NOT, INITRAMFS]
     if variety == STANDARD:
         parts += [FETCH_FOR_RESCUE, RESCUE_MODULES, RESCUE_LEAVES_OUT.pattern, INIT, UDHCPC, POWER_BUTTON, SSHD]
     return hashlib.sha256(json.dumps([*parts, 2]).encode()).hexdigest()[:12]
@@ -213,7 +219,7 @@ def build(cache: Path, progress: Callable[[str], None], variety: Variety = STAND
         options = [f"--dpkgopt=path-include={pattern}" for pattern in BUT_NOT]
         if variety == STANDARD:
             options.append(f"--customize-hook={FETCH_FOR_RESCUE}")
-        packages = [*PACKAGES, variety.generator]
+        packages = [*variety.packages, variety.generator]
         if variety.release not in UNMERGED:
             # Else a program in Perl merges the directories afterwards, and stays.
             packages.append("usr-is-merged")
