@@ -25,6 +25,7 @@ from typing import NoReturn
 
 from .devices import MountRecord, device_family, mounted_btrfs, mounts_on, parse_mountinfo, under
 from .errors import AgentError
+from .forked import close_all_but
 from .memory import MCL_CURRENT, c_library
 
 # include/uapi/linux/fs.h: _IOWR('X', 119, int) and _IOWR('X', 120, int).
@@ -385,7 +386,7 @@ def _watchdog_process(
         gc.disable()
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
         os.setsid()
-        _close_all_but(keep)
+        close_all_but(keep)
         # A fork starts with nothing locked. Without the right to lock it still works, only slower under pressure.
         library.mlockall(MCL_CURRENT)
         _refuse_to_be_killed_for_memory()
@@ -434,17 +435,6 @@ def _thaw_marked(descriptors: Sequence[int], shared: mmap.mmap) -> None:
                 _thaw(descriptors[index])
             except OSError:
                 # Nobody is left to tell; the next round tries again, and the others still have to be thawed.
-                continue
-
-
-def _close_all_but(keep: set[int]) -> None:
-    """Close every other descriptor, above all the parent's end of the channel, whose closing tells of its death."""
-    for descriptor in [int(name) for name in os.listdir("/proc/self/fd")]:
-        if descriptor not in keep:
-            try:
-                os.close(descriptor)
-            except OSError:
-                # The one that listed the directory is closed already.
                 continue
 
 

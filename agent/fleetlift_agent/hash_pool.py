@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from fleetlift_agent.extents import EXTENT, sub_block_count
+from fleetlift_agent.forked import close_all_but, end_with_parent
 from fleetlift_agent.hashing import LEAF, Hash, available_hashes, load_hash
-from fleetlift_agent.memory import c_library
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,6 @@ OWN_MEMORY = 16 << 20
 _LEAST = 32 << 10
 # One that takes longer than this for an extent is stopped or stuck, in seconds.
 _PATIENCE = 20
-_PR_SET_PDEATHSIG = 1
 # The hash's number, where the bytes begin in the shared memory, how many they are.
 _ORDER = struct.Struct("=BQI")
 
@@ -195,13 +194,11 @@ def _serve(channel: socket.socket, buffers: SharedBuffers, parent: int) -> NoRet
     """In the forked process: hash what is asked for until the daemon is gone."""
     try:
         # Another child of the daemon may keep its end of the channel open.
-        c_library().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        end_with_parent()
         for number in (signal.SIGTERM, signal.SIGINT):
             # The daemon is told, and ends this one when it has no more work for it.
             signal.signal(number, signal.SIG_IGN)
-        own = channel.fileno()
-        os.closerange(3, own)
-        os.closerange(own + 1, os.sysconf("SC_OPEN_MAX"))
+        close_all_but({0, 1, 2, channel.fileno()})
         hashes = [load_hash(name) for name in available_hashes()]
         while os.getppid() == parent:
             order = channel.recv(_ORDER.size)

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fleetlift_agent.errors import AgentError
+from fleetlift_agent.forked import end_with_parent
 
-# include/uapi/linux/mount.h, include/uapi/linux/sched.h, include/uapi/linux/prctl.h, include/uapi/linux/umount.h.
+# include/uapi/linux/mount.h, include/uapi/linux/sched.h, include/uapi/linux/umount.h.
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
 CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
 MNT_DETACH = 2
-PR_SET_PDEATHSIG = 1
 
 # include/uapi/linux/loop.h.
 _LOOP_SET_FD, _LOOP_CLR_FD, _LOOP_SET_STATUS64, _LOOP_CTL_GET_FREE = 0x4C00, 0x4C01, 0x4C04, 0x4C82
@@ -76,7 +76,7 @@ def in_own_namespaces() -> None:
             with contextlib.suppress(InterruptedError):
                 _pid, status = os.waitpid(child, 0)
                 os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
-    _call("prctl", PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    end_with_parent()
     # Seen from here a living parent, of another namespace, is 0; one that is gone would have left us to its own.
     if os.getppid() not in (0, parent):
         os._exit(1)
