@@ -97,11 +97,12 @@ class ReadBack:
             self.damaged += 1
             return False
 
-    def next_due(self, *, again: bool = True) -> int | None:
-        """An extent that waits to be read back, what was written since before what was read long ago (if `again`).
+    def next_due(self) -> int | None:
+        """An extent that waits to be read back, what was written since before what was read long ago.
 
         They come in turn, so that one that is written all the time keeps no other waiting. What waited when `sweeps`
-        had some value was handed out, or written once more, when it is greater by two.
+        had some value was handed out, or written once more, when it is greater by two. So one reader alone asks this:
+        it has read what it was handed before it asks again.
         """
         with self._lock:
             found = self._states.find(_WRITTEN, self._cursor)
@@ -111,8 +112,13 @@ class ReadBack:
             if found >= 0:
                 self._cursor = found + 1
                 return found
-            found = self._states.find(_DUE) if again else -1
+            found = self._states.find(_DUE)
             return found if found >= 0 else None
+
+    def last_written(self) -> int | None:
+        """The last extent that was not read back since it was written: for readers that help the one of `next_due`."""
+        found = self._states.rfind(_WRITTEN)
+        return found if found >= 0 else None
 
     def unproved(self, age: float | None) -> Iterator[int]:
         """The extents that were not read back since they were written or, with `age`, within so many seconds."""

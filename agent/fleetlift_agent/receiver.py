@@ -444,11 +444,7 @@ class Receiver:
         lock = threading.Lock()
         errors: list[AgentError] = []
 
-        def work() -> None:
-            with self._hashes.buffers.borrowed() as buffer:
-                work_in(buffer)
-
-        def work_in(buffer: memoryview) -> None:
+        def work(buffer: memoryview) -> None:
             while not session.closing.is_set() and not errors:
                 with lock:
                     extent = next(extents, None)
@@ -463,7 +459,9 @@ class Receiver:
                     done[0] += disk.length(extent)
                     self._state.touch(progress={**self._state.get("progress"), "kind": "verify", "bytes_done": done[0]})
 
-        threads = [threading.Thread(target=work, daemon=True) for _round in range(VERIFY_THREADS)]
+        threads = [
+            threading.Thread(target=self._lend_buffer, args=(work,), daemon=True) for _round in range(VERIFY_THREADS)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -478,18 +476,21 @@ class Receiver:
             log.error("disk %s: extent %d does not hold what was written to it", disk.id, extent)
             session.forget(ExtentKey(self._disks.index(disk), extent))
 
-    def _read_back(self, session: Session, *, leads: bool) -> None:
-        """The background of a session: read everything back that was written, and in time everything again."""
+    def _lend_buffer(self, work: Callable[[memoryview], None]) -> None:
         with self._hashes.buffers.borrowed() as buffer:
-            self._read_back_in(session, buffer, leads=leads)
+            work(buffer)
 
-    def _read_back_in(self, session: Session, buffer: memoryview, *, leads: bool) -> None:
+    def _read_back(self, session: Session, leads: bool, buffer: memoryview) -> None:
+        """The background of a session: read everything back that was written, and in time everything again.
+
+        Who does not lead helps, while nothing arrives.
+        """
         round_ended = time.monotonic()
         turns = itertools.cycle(range(len(self._disks)))
         try:
             while not session.closing.is_set():
                 gives_way = not leads and time.monotonic() - self._last_write < _BUSY_SECONDS
-                due = None if self._sealed is not None or gives_way else self._next_due(next(turns), again=leads)
+                due = None if self._sealed is not None or gives_way else self._next_due(next(turns), leads)
                 if due is None:
                     session.closing.wait(_IDLE_SECONDS)
                     if leads and time.monotonic() - round_ended > self._scrub_interval:
@@ -508,10 +509,10 @@ class Receiver:
         except AgentError as error:
             session.fail(error)
 
-    def _next_due(self, first: int, *, again: bool) -> tuple[ReplicaDisk, int] | None:
+    def _next_due(self, first: int, leads: bool) -> tuple[ReplicaDisk, int] | None:
         """What to read back next; the disk with the number `first` is asked first."""
         for disk in (*self._disks[first:], *self._disks[:first]):
-            extent = disk.read_back.next_due(again=again)
+            extent = disk.read_back.next_due() if leads else disk.read_back.last_written()
             if extent is not None:
                 return disk, extent
         return None
@@ -589,7 +590,8 @@ class Receiver:
             session = Session(hello["session"], self._disks, agreed, self.note, self._hashes.hash(agreed.hash))
             self._session = session
             for number in range(VERIFY_THREADS):
-                session.spawn(functools.partial(self._read_back, session, leads=number == 0), "read-back")
+                read_back = functools.partial(self._read_back, session, number == 0)
+                session.spawn(functools.partial(self._lend_buffer, read_back), "read-back")
             if self._sealed is None:
                 self._state.touch(phase="receiving")
             self._state.update(

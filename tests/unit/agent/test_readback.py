@@ -116,10 +116,23 @@ def test_unknown_extents_are_left_alone() -> None:
     assert disk.read_back.damaged == 0
 
 
-def test_only_one_reader_reads_again_what_was_read_long_ago() -> None:
+def test_who_helps_does_not_count_as_a_sweep() -> None:
+    """What waited was read when the sweeps have grown by two: by the one reader that asks for the next."""
     disk = Disk()
-    assert [disk.read_back.next_due(again=False) for _extent in range(2)] == [0, 1]
+    assert disk.read_back.next_due() == 0
+    assert disk.check(0)
+    before = disk.read_back.sweeps
+    # Extent 1 is being read by both, and not done yet.
+    assert disk.read_back.next_due() == 1
+    assert [disk.read_back.last_written() for _round in range(3)] == [1, 1, 1]
+    assert disk.read_back.sweeps == before
+    assert disk.check(1)
+    assert disk.read_back.last_written() is None
+
+
+def test_who_helps_leaves_alone_what_was_read_long_ago() -> None:
+    disk = Disk()
     assert disk.check(0) and disk.check(1)
     disk.read_back.start_round()
-    assert disk.read_back.next_due(again=False) is None
+    assert disk.read_back.last_written() is None
     assert disk.read_back.next_due() == 0
