@@ -50,6 +50,7 @@ class Hash:
         self.name = name
         self.new = new
         self.zero_leaf = self.leaf(bytes(SUB_BLOCK))
+        self._zero_digests: dict[int, bytes] = {}
 
     def digest(self, data: bytes | bytearray | memoryview) -> bytes:
         return self.new(data).digest()
@@ -73,6 +74,13 @@ class Hash:
         """As `leaves` of so many zero bytes."""
         whole, rest = divmod(size, SUB_BLOCK)
         return self.zero_leaf * whole + (self.leaf(bytes(rest)) if rest else b"")
+
+    def zero_digest(self, size: int) -> bytes:
+        """As `extent_digest` of so many zero bytes, of which there are two kinds: an extent, and a disk's last one."""
+        digest = self._zero_digests.get(size)
+        if digest is None:
+            digest = self._zero_digests[size] = self.digest(self.zero_leaves(size))
+        return digest
 
     def extent_digest(self, data: memoryview) -> bytes:
         return self.digest(self.leaves(data))

@@ -22,7 +22,7 @@ from fleetlift_agent.committer import Committer
 from fleetlift_agent.compression import Unpacker
 from fleetlift_agent.connection import Connection, ConnectionLost
 from fleetlift_agent.errors import AgentError
-from fleetlift_agent.extents import EXTENT, SUB_BLOCK, data_bytes, sub_block_count
+from fleetlift_agent.extents import EXTENT, SUB_BLOCK, Range, data_bytes, sub_block_count
 from fleetlift_agent.hash_pool import HashPool
 from fleetlift_agent.hashing import DIGEST, LEAF, UNKNOWN, Hash, is_zero
 from fleetlift_agent.manifest import disk_root
@@ -159,7 +159,7 @@ class Session:
         if connection is None:
             return
         try:
-            connection.send(wire.ACK, wire.pack_acks(keys))
+            connection.send(wire.ACK, wire.pack_extent_keys(keys))
         except ConnectionLost:
             # The sender learns the same from the manifest when it connects again.
             log.info("an acknowledgement found no sender")
@@ -185,6 +185,8 @@ class Worker:
             kind, payload = self._connection.receive()
             if kind == wire.WRITE:
                 self._write(payload)
+            elif kind == wire.CLEAR:
+                self._clear(wire.parse_extent_keys(payload))
             elif kind == wire.LEAVES_REQUEST:
                 self._tell_leaves(wire.parse_extent_key(payload))
             elif kind == wire.DIGESTS_REQUEST:
@@ -201,13 +203,41 @@ class Worker:
             raise wire.malformed(f"extent {extent} of disk {number} does not exist")
         return self._session.disks[number]
 
+    def _clear(self, keys: list[ExtentKey]) -> None:
+        """Have extents of zeros; what is zero already is not written, so that a blank target stays sparse."""
+        self._receiver.unseal()
+        for key in keys:
+            disk = self._disk(key.disk, key.extent)
+            length = disk.length(key.extent)
+            clear = is_zero(disk.read(key.extent, self._buffer))
+            if not clear:
+                self._open(disk, key)
+                disk.write(key.extent, (Range(0, sub_block_count(length), True),), self._content[:0])
+                self._receiver.wrote(0)
+            digest = self._hash.zero_digest(length)
+            self._session.committer.add(key, digest, 0 if clear else length, seen=clear)
+
+    def _open(self, disk: ReplicaDisk, key: ExtentKey) -> None:
+        """The extent is about to be written: nothing is known of it until that is durable."""
+        disk.read_back.opened(key.extent)
+        disk.manifest.set(key.extent, UNKNOWN)
+        self._session.forget(key)
+
     def _own_leaves(self, disk: ReplicaDisk, extent: int) -> bytes:
         return self._hash.leaves(disk.read(extent, self._buffer))
 
+    def _kept_leaves(self, disk: ReplicaDisk, key: ExtentKey) -> bytes | None:
+        """The leaves that the manifest vouches for, where they are known without reading."""
+        digest, length = disk.manifest.get(key.extent), disk.length(key.extent)
+        if digest == self._hash.zero_digest(length):
+            return self._hash.zero_leaves(length)
+        leaves = self._session.recall(key)
+        return leaves if leaves is not None and self._hash.digest(leaves) == digest else None
+
     def _tell_leaves(self, key: ExtentKey) -> None:
         disk = self._disk(key.disk, key.extent)
-        leaves = self._session.recall(key)
-        if leaves is None or self._hash.digest(leaves) != disk.manifest.get(key.extent):
+        leaves = self._kept_leaves(disk, key)
+        if leaves is None:
             leaves = self._own_leaves(disk, key.extent)
             disk.manifest.set(key.extent, self._hash.digest(leaves))
             disk.read_back.seen(key.extent)
@@ -237,9 +267,7 @@ class Worker:
             own = disk.read(extent, self._buffer)
             ranges = tuple(part for part in ranges if not (part.zero and is_zero(own[slice(*part.span(length))])))
         self._receiver.unseal()
-        disk.read_back.opened(extent)
-        disk.manifest.set(extent, UNKNOWN)
-        self._session.forget(write.key)
+        self._open(disk, write.key)
         disk.write(extent, ranges, content)
         self._session.remember(write.key, leaves)
         self._receiver.wrote(data_bytes(ranges, length))
@@ -254,7 +282,7 @@ class Worker:
         length = disk.length(write.key.extent)
         count = sub_block_count(length)
         whole = sum(part.count for part in write.ranges) == count
-        told = bytes(count * LEAF) if whole else self._session.recall(write.key)
+        told = bytes(count * LEAF) if whole else self._kept_leaves(disk, write.key)
         if told is None:
             told = self._own_leaves(disk, write.key.extent)
         merged = bytearray(told)

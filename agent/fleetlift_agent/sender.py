@@ -59,6 +59,8 @@ _WINDOW = 4096
 _GAP = 64 << 10
 # More lost extents than this are not remembered one by one: their disk is gone through.
 _REMEMBERED_LOSSES = 4096
+# So many extents of zeros are asked for at once.
+_CLEARED_TOGETHER = 64
 # How long a reader waits for an extent that comes back, in seconds.
 _PATIENCE = 0.1
 # Two bits for each 4 KiB.
@@ -145,15 +147,6 @@ def pool_size(connections: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Zeros:
-    """What is known of an extent of zeros without looking at it."""
-
-    fingerprint: bytes
-    leaves: bytes
-    digest: bytes
-
-
-@dataclass(frozen=True)
 class _Read:
     """An extent that was read and differs from what the target is known to hold. Owns its buffer.
 
@@ -198,6 +191,13 @@ class _Ask:
 class _Send:
     item: _Read
     ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
+class _Clear:
+    """Extents of zeros, of which the target is not known to hold anything."""
+
+    keys: list[ExtentKey]
 
 
 @dataclass(frozen=True)
@@ -412,7 +412,7 @@ class Session:
 
     def _dispatch(self, kind: int, payload: memoryview) -> None:
         if kind == wire.ACK and self.on_ack is not None:
-            self.on_ack(wire.parse_acks(payload))
+            self.on_ack(wire.parse_extent_keys(payload))
         elif kind == wire.LEAVES and self.on_leaves is not None:
             self.on_leaves(wire.parse_leaves(payload))
         elif kind == wire.DIGESTS:
@@ -460,13 +460,15 @@ class Pipeline:
         self._pool = pool
         self._detector = detector
         self._cancelled = cancelled
-        self._jobs: queue.SimpleQueue[_Ask | _Send | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Ask | _Send | _Clear | None] = queue.SimpleQueue()
         self._asked: dict[ExtentKey, _Read | _Part] = {}
         self._in_flight: dict[ExtentKey, tuple[bytes, bytes]] = {}
         self._window = threading.BoundedSemaphore(_WINDOW)
         self._stopping = threading.Event()
         # By length in bytes: that of an extent, and of the last one of a disk.
-        self._known_zeros: dict[int, _Zeros] = {}
+        self._zero_fingerprints: dict[int, bytes] = {}
+        self._clearing: list[ExtentKey] = []
+        self._clearing_lock = threading.Lock()
 
     def run(self) -> None:
         """Until every extent of the pass is durable on the target.
@@ -520,6 +522,7 @@ class Pipeline:
                 taken = self._work.take()
                 if taken is None:
                     self._pool.release(buffer)
+                    self._clear_gathered(1)
                     # What is open may come back.
                     if self._work.wait(_PATIENCE):
                         return
@@ -562,14 +565,18 @@ class Pipeline:
     def _examine_whole(self, key: ExtentKey, ranges: Ranges, buffer: memoryview, known: bytes) -> None:
         disk = self._disks[key.disk]
         view = buffer[: disk.length(key.extent)]
-        zeros = self._masked(disk, key, buffer, view, self._free(key, ranges))
-        fingerprint = zeros.fingerprint if zeros else self._detector.fingerprint(view)
+        free = self._masked(disk, key, buffer, view, self._free(key, ranges))
+        fingerprint = self._zero_fingerprint(len(view)) if free else self._detector.fingerprint(view)
         # The final pass never trusts the change detector.
         if self._work.kind != "final" and disk.unchanged(key.extent, fingerprint):
             self._settle(key, buffer, len(view))
             return
-        leaves = zeros.leaves if zeros else self._session.hash.leaves(view)
-        digest = zeros.digest if zeros else self._session.hash.digest(leaves)
+        hashes = self._session.hash
+        leaves = hashes.zero_leaves(len(view)) if free else hashes.leaves(view)
+        digest = hashes.zero_digest(len(view)) if free else hashes.digest(leaves)
+        if known == UNKNOWN and digest == hashes.zero_digest(len(view)):
+            self._clear(key, buffer, len(view), fingerprint)
+            return
         if digest == known:
             disk.confirm(key.extent, digest, fingerprint)
             self._settle(key, buffer, len(view))
@@ -599,25 +606,38 @@ class Pipeline:
 
     def _masked(
         self, disk: SenderDisk, key: ExtentKey, buffer: memoryview, view: memoryview, free: list[tuple[int, int]]
-    ) -> _Zeros | None:
-        """Have the extent in the buffer, with zeros for what is free; when that is all, nothing is even read."""
+    ) -> bool:
+        """Have the extent in the buffer, with zeros for what is free; when that is all, true, and nothing is read."""
         length = len(view)
         if free == [(0, length)]:
             self._work.count(bytes_free=length)
-            return self._zeros(length)
+            return True
         disk.reader.read(key.extent, buffer)
         self._work.count(bytes_read=length, bytes_free=sum(end - start for start, end in free))
         for start, end in free:
             view[start:end] = bytes(end - start)
-        return None
+        return False
 
-    def _zeros(self, length: int) -> _Zeros:
-        known = self._known_zeros.get(length)
+    def _zero_fingerprint(self, length: int) -> bytes:
+        known = self._zero_fingerprints.get(length)
         if known is None:
-            content, leaves = memoryview(bytes(length)), self._session.hash.zero_leaves(length)
-            known = _Zeros(self._detector.fingerprint(content), leaves, self._session.hash.digest(leaves))
-            self._known_zeros[length] = known
+            known = self._zero_fingerprints[length] = self._detector.fingerprint(memoryview(bytes(length)))
         return known
+
+    def _clear(self, key: ExtentKey, buffer: memoryview, length: int, fingerprint: bytes) -> None:
+        """Of zeros there are many extents on most disks: they travel as a list."""
+        self._pool.release(buffer)
+        self._in_flight[key] = (self._session.hash.zero_digest(length), fingerprint)
+        with self._clearing_lock:
+            self._clearing.append(key)
+        self._clear_gathered(_CLEARED_TOGETHER)
+
+    def _clear_gathered(self, least: int) -> None:
+        with self._clearing_lock:
+            if len(self._clearing) < least:
+                return
+            keys, self._clearing = self._clearing, []
+        self._jobs.put(_Clear(keys))
 
     def _settle(self, key: ExtentKey, buffer: memoryview, length: int) -> None:
         self._pool.release(buffer)
@@ -687,18 +707,25 @@ class Pipeline:
                 if isinstance(job, _Ask):
                     self._asked[job.item.key] = job.item
                     connection.send(wire.LEAVES_REQUEST, job.item.key.pack())
+                elif isinstance(job, _Clear):
+                    self._send_clear(connection, job.keys)
                 else:
                     self._send(connection, economy, job)
         except ConnectionLost as error:
             self._session.fail(error)
 
+    def _send_clear(self, connection: Connection, keys: list[ExtentKey]) -> None:
+        if self._admitted(len(keys)):
+            connection.send(wire.CLEAR, wire.pack_extent_keys(keys))
+            zeros = sum(self._disks[key.disk].length(key.extent) for key in keys)
+            self._work.count(bytes_changed=zeros, bytes_zero=zeros)
+
     def _send(self, connection: Connection, economy: Economy, job: _Send) -> None:
         item = job.item
         length = len(item.view)
         try:
-            while not self._window.acquire(timeout=0.2):
-                if self._ended():
-                    return
+            if not self._admitted(1):
+                return
             carried = [part for part in job.ranges if not part.zero]
             pieces = [item.view[slice(*part.span(length))] for part in carried]
             raw = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -726,6 +753,14 @@ class Pipeline:
         finally:
             self._pool.release(item.buffer)
 
+    def _admitted(self, extents: int) -> bool:
+        """Wait until so many more may be on their way; false when the session ends before."""
+        for _extent in range(extents):
+            while not self._window.acquire(timeout=0.2):
+                if self._ended():
+                    return False
+        return True
+
     def _reclaim(self) -> None:
         """Return the buffers of extents that were on their way when the session ended."""
         self._session.on_ack = None
@@ -735,7 +770,7 @@ class Pipeline:
                 job = self._jobs.get_nowait()
             except queue.Empty:
                 break
-            if job is not None:
+            if isinstance(job, (_Ask, _Send)):
                 self._pool.release(job.item.buffer)
         for item in list(self._asked.values()):
             self._pool.release(item.buffer)

@@ -20,7 +20,7 @@ from fleetlift_agent.extents import EXTENT, SUB_BLOCKS, Range
 from fleetlift_agent.hashing import DIGEST, LEAF
 
 MAGIC = b"FLEETLFT"
-PROTOCOL = 1
+PROTOCOL = 2
 _PREAMBLE = struct.Struct(">8sHH")
 PREAMBLE_SIZE = _PREAMBLE.size
 _HEADER = struct.Struct(">BBHI")
@@ -30,11 +30,12 @@ HELLO, WELCOME, ERROR, REQUEST, REPLY = 1, 2, 3, 4, 5
 PING, PONG = 6, 7
 DIGESTS_REQUEST, DIGESTS = 16, 17
 LEAVES_REQUEST, LEAVES = 18, 19
-WRITE, ACK = 20, 21
+WRITE, ACK, CLEAR = 20, 21, 22
 
 JSON_LIMIT = 64 << 10
 MAX_DIGESTS = 16384
 MAX_ACKS = 8192
+MAX_CLEARED = 256
 _EXTENT_KEY = struct.Struct(">HHI")
 _DIGESTS_REQUEST = struct.Struct(">HHII")
 _WRITE = struct.Struct(f">HHIBBHI{DIGEST}s{DIGEST}s")
@@ -55,6 +56,7 @@ PAYLOAD_LIMITS = {
     LEAVES: _EXTENT_KEY.size + SUB_BLOCKS * LEAF,
     WRITE: _WRITE.size + SUB_BLOCKS * _RANGE.size + EXTENT,
     ACK: MAX_ACKS * _EXTENT_KEY.size,
+    CLEAR: MAX_CLEARED * _EXTENT_KEY.size,
 }
 MAX_PAYLOAD = max(PAYLOAD_LIMITS.values())
 
@@ -142,13 +144,14 @@ def parse_extent_key(data: bytes | memoryview) -> ExtentKey:
     return ExtentKey(disk, extent)
 
 
-def pack_acks(keys: Sequence[ExtentKey]) -> bytes:
+def pack_extent_keys(keys: Sequence[ExtentKey]) -> bytes:
+    """The payload of an ACK or a CLEAR."""
     return b"".join([key.pack() for key in keys])
 
 
-def parse_acks(data: bytes | memoryview) -> list[ExtentKey]:
+def parse_extent_keys(data: bytes | memoryview) -> list[ExtentKey]:
     if len(data) % _EXTENT_KEY.size:
-        raise malformed("an acknowledgement has the wrong length")
+        raise malformed("a list of extents has the wrong length")
     return [ExtentKey(disk, extent) for disk, _reserved, extent in _EXTENT_KEY.iter_unpack(data)]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from fleetlift_agent import hash_pool, receiver, sender
+from fleetlift_agent import hash_pool, receiver, sender, wire
 from fleetlift_agent.hashing import load_hash
 from loop_pair import MIB, Loop, MakePair, Pair, wait_for
 
@@ -426,7 +426,7 @@ def test_unusable_configuration_is_refused_before_anything_runs(make_pair: MakeP
 def test_version_tells_what_this_host_can_do(make_pair: MakePair) -> None:
     status, reply = make_pair(MIB).sender.run("version")
     assert status == 0
-    assert reply["protocol"] == 1
+    assert reply["protocol"] == wire.PROTOCOL
     assert "sha256" in reply["features"]["hash"]
     assert reply["features"]["compression"][-1] == "none"
 

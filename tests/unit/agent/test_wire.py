@@ -44,8 +44,8 @@ def test_write_round_trip(write: wire.Write, content: bytes) -> None:
 
 
 @given(st.lists(keys, max_size=50))
-def test_acknowledgement_round_trip(acks: list[wire.ExtentKey]) -> None:
-    assert wire.parse_acks(wire.pack_acks(acks)) == acks
+def test_extent_keys_round_trip(acks: list[wire.ExtentKey]) -> None:
+    assert wire.parse_extent_keys(wire.pack_extent_keys(acks)) == acks
 
 
 @given(keys, st.lists(digests, min_size=1, max_size=64))
@@ -81,7 +81,7 @@ def test_no_header_announces_more_than_its_bound(data: bytes) -> None:
 PARSERS: list[Callable[[Any], Any]] = [
     wire.parse_json,
     wire.parse_extent_key,
-    wire.parse_acks,
+    wire.parse_extent_keys,
     wire.parse_digests_request,
     wire.parse_digests,
     wire.parse_leaves,

@@ -1,0 +1,153 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Extents of zeros, which travel as a list."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleetlift_agent import wire
+from fleetlift_agent.connection import ConnectionLost
+from fleetlift_agent.errors import AgentError
+from fleetlift_agent.extents import EXTENT
+from fleetlift_agent.features import Features
+from fleetlift_agent.hashing import load_hash
+from fleetlift_agent.receiver import Session, Worker
+from fleetlift_agent.replica import ReplicaDisk
+from fleetlift_agent.wire import ExtentKey
+from loop_pair import MIB, Loop
+
+pytestmark = pytest.mark.root
+
+HASH = load_hash("blake3")
+# The last extent is short, and so is its last sub-block.
+SIZE = 4 * MIB + 4096 + 512
+
+
+@dataclass
+class Target:
+    fd: int
+    serial: str = "disk-clearing"
+    logical_block_size: int = 512
+
+
+class Sender:
+    """A connection over which these frames come, and then no more."""
+
+    def __init__(self, frames: list[tuple[int, bytes]]) -> None:
+        self._frames = frames
+        self.sent: list[tuple[int, bytes]] = []
+
+    def receive(self) -> tuple[int, memoryview]:
+        if not self._frames:
+            raise ConnectionLost("no more frames")
+        kind, payload = self._frames.pop(0)
+        return kind, memoryview(payload)
+
+    def send(self, kind: int, *parts: bytes) -> None:
+        self.sent.append((kind, b"".join(parts)))
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+class Receiver:
+    def __init__(self) -> None:
+        self.seal = "sealed"
+
+    def unseal(self) -> None:
+        self.seal = ""
+
+    def wrote(self, size: int) -> None:
+        """Nobody counts here."""
+
+
+@dataclass
+class Scene:
+    loop: Loop
+    disk: ReplicaDisk
+    receiver: Receiver
+
+    def serve(self, *frames: tuple[int, bytes]) -> list[tuple[int, bytes]]:
+        """What was answered to these frames, once all of it is durable."""
+        sender: Any = Sender(list(frames))
+        agreed = Features(hash="blake3", compression="none")
+        session = Session("0" * 32, [self.disk], agreed, lambda _error: None, HASH)
+        session.join(0, sender, threading.current_thread())
+        buffers = [memoryview(mmap.mmap(-1, EXTENT)) for _buffer in range(2)]
+        worker = Worker(session, sender, self.receiver, *buffers)  # type: ignore[arg-type]
+        try:
+            with pytest.raises(ConnectionLost):
+                worker.serve()
+        finally:
+            session.committer.close()
+        return sender.sent  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    loop = Loop(tmp_path / "target", 5 * MIB)
+    descriptor = os.open(loop.device, os.O_RDWR | os.O_EXCL)
+    try:
+        disk = ReplicaDisk("d0", Target(descriptor), SIZE)
+        disk.open_manifest(tmp_path, "blake3")
+        yield Scene(loop, disk, Receiver())
+        disk.close()
+    finally:
+        os.close(descriptor)
+        loop.detach()
+
+
+def keys(*extents: int) -> bytes:
+    return wire.pack_extent_keys([ExtentKey(0, extent) for extent in extents])
+
+
+def test_zeros_are_written_over_something_and_then_read_back(scene: Scene) -> None:
+    scene.loop.write(MIB, os.urandom(MIB))
+    scene.loop.write(3 * MIB - 1, b"x")
+    scene.loop.write(SIZE - 1, b"xy")
+    answers = scene.serve((wire.CLEAR, keys(0, 1, 2, 4)))
+    assert [key for kind, payload in answers for key in wire.parse_extent_keys(payload) if kind == wire.ACK] == [
+        ExtentKey(0, extent) for extent in (0, 1, 2, 4)
+    ]
+    content = scene.loop.content()
+    assert content[:SIZE] == bytes(SIZE)
+    assert content[SIZE:] == b"y" + bytes(5 * MIB - SIZE - 1), "what is behind the disk stays"
+    # What was zero was seen to be, and what was not is not believed before it is read.
+    assert list(scene.disk.read_back.unproved(None)) == [1, 2, 4]
+    assert [scene.disk.manifest.get(extent) for extent in (0, 1, 2, 4)] == [
+        HASH.extent_digest(memoryview(bytes(size))) for size in (MIB, MIB, MIB, SIZE - 4 * MIB)
+    ]
+    assert scene.disk.manifest.get(3) == bytes(32), "nobody asked for it"
+    assert scene.receiver.seal == ""
+
+
+def test_nothing_is_written_over_zeros(scene: Scene) -> None:
+    scene.serve((wire.CLEAR, keys(0, 1, 2, 3, 4)))
+    assert scene.loop.file.stat().st_blocks == 0
+    assert not list(scene.disk.read_back.unproved(None))
+
+
+def test_leaves_of_a_cleared_extent_are_told_without_reading(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.serve((wire.CLEAR, keys(2, 4)))
+    monkeypatch.setattr(scene.disk, "read", lambda _extent, _buffer: pytest.fail("the disk was read"))
+    answers = scene.serve((wire.LEAVES_REQUEST, keys(2)), (wire.LEAVES_REQUEST, keys(4)))
+    assert [wire.parse_leaves(payload).leaves for _kind, payload in answers] == [
+        HASH.zero_leaf * 256,
+        HASH.zero_leaf + HASH.leaf(bytes(512)),
+    ]
+
+
+def test_an_extent_that_does_not_exist_is_refused(scene: Scene) -> None:
+    scene.loop.write(0, b"x" * 5 * MIB)
+    with pytest.raises(AgentError, match="WIRE_MALFORMED"):
+        scene.serve((wire.CLEAR, keys(5)))
+    assert scene.loop.content() == b"x" * 5 * MIB
