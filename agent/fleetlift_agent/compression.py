@@ -139,7 +139,7 @@ class Economy:
         return self._codec.number, packed
 
     def sent(self, wire_bytes: int, seconds: float) -> None:
-        """Tell how long it took to send `wire_bytes`, waiting for bandwidth included, for the peer excluded."""
+        """Tell what it took to send `wire_bytes`: the processor's seconds, and those that were waited for the link."""
         # A frame without content says nothing of what a byte of content takes.
         if wire_bytes > 0:
             self._send_cost = _smooth(self._send_cost, seconds / wire_bytes)

@@ -56,8 +56,8 @@ class Connection:
         self._fd = sock.fileno()
         self.bytes_out = 0
         self.bytes_in = 0
-        # Seconds that sending waited although everything had arrived: for a peer that is slow to read.
-        self.peer_seconds = 0.0
+        # Seconds that sending waited for the link or the limit of bandwidth, and not for a peer that is slow to read.
+        self.link_seconds = 0.0
 
     def exchange_preambles(self) -> None:
         """Send ours, check the peer's. Raises AgentError or ConnectionLost."""
@@ -149,7 +149,9 @@ class Connection:
         view = memoryview(data)
         while len(view):
             piece = view[: self._bucket.piece]
+            begun = time.monotonic()
             self._bucket.take(len(piece), lambda: self._closed)
+            self.link_seconds += time.monotonic() - begun
             self._write_piece(piece)
             view = view[len(piece) :]
 
@@ -172,11 +174,14 @@ class Connection:
                 want = select.POLLIN
             except OSError as error:
                 raise ConnectionLost(_reason(error)) from error
+            begun = time.monotonic()
             unacknowledged, before = self._tcp_info()
             self._wait(want, deadline)
+            waited = time.monotonic() - begun
             if unacknowledged <= _LATE_ACKS:
-                # Nothing is on its way; had it been, a window that is full would be the link's.
-                self.peer_seconds += self._tcp_info()[1] - before
+                # Nothing is on its way: a window that was full meanwhile was the peer's; had it been, the link's.
+                waited -= self._tcp_info()[1] - before
+            self.link_seconds += max(0.0, waited)
 
     def _tcp_info(self) -> tuple[int, float]:
         """Segments that are not acknowledged, and the seconds for which the peer's window was too small so far."""
