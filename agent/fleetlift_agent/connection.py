@@ -63,7 +63,7 @@ class Connection:
         """Send ours, check the peer's. Raises AgentError or ConnectionLost."""
         self._write(wire.pack_preamble())
         data = bytearray(wire.PREAMBLE_SIZE)
-        self._read_into(memoryview(data))
+        self.read_into(memoryview(data))
         wire.check_preamble(bytes(data))
 
     def send(self, kind: int, *parts: bytes | memoryview) -> None:
@@ -89,14 +89,22 @@ class Connection:
 
     def receive(self) -> tuple[int, memoryview]:
         """(frame type, payload); the payload is valid until the next call. Raises what the peer's ERROR says."""
+        kind, length = self.receive_header()
+        return kind, self.receive_payload(kind, length)
+
+    def receive_header(self) -> tuple[int, int]:
+        """(frame type, length of the payload); the payload comes next, by `receive_payload` or `read_into`."""
         header = bytearray(wire.HEADER_SIZE)
-        self._read_into(memoryview(header))
-        kind, length = wire.parse_header(bytes(header))
+        self.read_into(memoryview(header))
+        return wire.parse_header(bytes(header))
+
+    def receive_payload(self, kind: int, length: int) -> memoryview:
+        """So many bytes of the payload, valid until the next call. Raises what the peer's ERROR says."""
         payload = memoryview(self._payload)[:length]
-        self._read_into(payload)
+        self.read_into(payload)
         if kind == wire.ERROR:
             raise AgentError.from_record(wire.parse_json(payload))
-        return kind, payload
+        return payload
 
     def receive_json(self, expected: int) -> dict[str, Any]:
         kind, payload = self.receive()
@@ -122,7 +130,8 @@ class Connection:
         self.close()
         self._socket.close()
 
-    def _read_into(self, view: memoryview) -> None:
+    def read_into(self, view: memoryview) -> None:
+        """The next bytes, as many as `view` has place for."""
         deadline = time.monotonic() + self._timeout
         while len(view):
             if self._closed:

@@ -154,6 +154,9 @@ class _PooledHash(Hash):
         leaves = self._pool.leaves(self._number, data)
         return self._plain.each(data) if leaves is None else leaves
 
+    def at_once(self, data: memoryview) -> bytes | None:
+        return self._plain.at_once(data)
+
 
 class _Process:
     """One process, seen from the daemon."""

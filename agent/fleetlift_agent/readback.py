@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Callable
 
-from fleetlift_agent.hashing import DIGEST, UNKNOWN, Hash
+from fleetlift_agent.hashing import DIGEST, UNKNOWN
 from fleetlift_agent.manifest import Manifest
 
 # States of an extent: read back long ago, read back, durable and not read back yet, without a known content.
@@ -40,6 +40,7 @@ class ReadBack:
             else:
                 known = (digests[at : at + DIGEST] != UNKNOWN for at in range(0, len(digests), DIGEST))
                 self._states += bytes(_WRITTEN if each else _OPEN for each in known)
+        self._pending = self._states.count(_WRITTEN)
         self._stamps = array("I", bytes(4 * manifest.count))
         self._lock = threading.Lock()
         # Who reads an extent at this moment; a write sends them away empty-handed.
@@ -57,30 +58,30 @@ class ReadBack:
     def opened(self, extent: int) -> None:
         """The extent is about to be written: what is read of it from now on proves nothing."""
         with self._lock:
-            self._states[extent] = _OPEN
+            self._set(extent, _OPEN)
             self._readers.pop(extent, None)
 
     def written(self, extent: int) -> None:
         """What was written is durable and in the manifest."""
         with self._lock:
-            self._states[extent] = _WRITTEN
+            self._set(extent, _WRITTEN)
 
     def seen(self, extent: int) -> None:
         """The manifest says what was just read from the disk."""
         with self._lock:
             self._confirm(extent)
 
-    def check(self, extent: int, buffer: memoryview, algorithm: Hash) -> bool:
+    def check(self, extent: int, buffer: memoryview, digest: Callable[[memoryview], bytes]) -> bool:
         """Read the extent and compare it with the manifest, which forgets what the disk does not hold.
 
-        False when the disk does not hold it. Raises DISK_READ_FAILED.
+        digest: the extent's, from its content. False when the disk does not hold it. Raises DISK_READ_FAILED.
         """
         token = object()
         with self._lock:
             self._readers.setdefault(extent, set()).add(token)
         known = self._manifest.get(extent)
         try:
-            found = algorithm.extent_digest(self._read(extent, buffer)) if known != UNKNOWN else UNKNOWN
+            found = digest(self._read(extent, buffer)) if known != UNKNOWN else UNKNOWN
         except BaseException:
             with self._lock:
                 self._leave(extent, token)
@@ -93,7 +94,7 @@ class ReadBack:
                 self._confirm(extent)
                 return True
             self._manifest.set(extent, UNKNOWN)
-            self._states[extent] = _OPEN
+            self._set(extent, _OPEN)
             self.damaged += 1
             return False
 
@@ -142,7 +143,12 @@ class ReadBack:
     @property
     def pending(self) -> int:
         """How many extents are durable and were not read back since."""
-        return self._states.count(_WRITTEN)
+        return self._pending
+
+    def _set(self, extent: int, state: int) -> None:
+        # Counted as they change: this is asked after every extent, and of a large disk there are millions.
+        self._pending += (state == _WRITTEN) - (self._states[extent] == _WRITTEN)
+        self._states[extent] = state
 
     def _leave(self, extent: int, token: object) -> bool:
         """Whether the reader could read in peace."""
@@ -154,5 +160,5 @@ class ReadBack:
         return undisturbed
 
     def _confirm(self, extent: int) -> None:
-        self._states[extent] = _FRESH
+        self._set(extent, _FRESH)
         self._stamps[extent] = int(time.time())

@@ -19,7 +19,7 @@ from typing import Any, Callable
 
 from fleetlift_agent import features, wire
 from fleetlift_agent.committer import Committer
-from fleetlift_agent.compression import Unpacker
+from fleetlift_agent.compression import CODEC_NONE, Unpacker
 from fleetlift_agent.connection import Connection, ConnectionLost
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.extents import EXTENT, SUB_BLOCK, Range, data_bytes, sub_block_count
@@ -77,7 +77,8 @@ class Session:
         self._lock = threading.Lock()
         self._connections: dict[int, Connection] = {}
         self._threads: set[threading.Thread] = set()
-        self._leaves: dict[ExtentKey, bytes] = {}
+        # Of extents as they were last read or written: the leaves, and what `Hash.at_once` said of the content.
+        self._kept: dict[ExtentKey, tuple[bytes, bytes | None]] = {}
         self.closing = threading.Event()
         self.committer = Committer(disks, self._acknowledge, self.fail)
         self._note = note
@@ -132,21 +133,30 @@ class Session:
         for connection in connections:
             connection.close()
 
-    def remember(self, key: ExtentKey, leaves: bytes) -> None:
+    def remember(self, key: ExtentKey, leaves: bytes, at_once: bytes | None = None) -> None:
         with self._lock:
-            self._leaves.pop(key, None)
-            while len(self._leaves) >= _REMEMBERED:
-                self._leaves.pop(next(iter(self._leaves)))
-            self._leaves[key] = leaves
+            self._kept.pop(key, None)
+            while len(self._kept) >= _REMEMBERED:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = leaves, at_once
 
     def recall(self, key: ExtentKey) -> bytes | None:
         """The leaves as they were last read or written."""
         with self._lock:
-            return self._leaves.get(key)
+            kept = self._kept.get(key)
+        return kept[0] if kept is not None else None
+
+    def digest(self, key: ExtentKey, content: memoryview) -> bytes:
+        """The digest of an extent with this content; what was written whole is recognized without making leaves."""
+        with self._lock:
+            leaves, at_once = self._kept.get(key, (b"", None))
+        if at_once is not None and self.hash.at_once(content) == at_once:
+            return self.hash.digest(leaves)
+        return self.hash.extent_digest(content)
 
     def forget(self, key: ExtentKey) -> None:
         with self._lock:
-            self._leaves.pop(key, None)
+            self._kept.pop(key, None)
 
     @property
     def connection_count(self) -> int:
@@ -178,14 +188,17 @@ class Worker:
         self._unpacker = Unpacker()
         self._buffer = buffer
         self._content = content
+        self._head = memoryview(bytearray(wire.WRITE_HEAD))
 
     def serve(self) -> None:
         """Until the connection ends (ConnectionLost) or breaks the protocol (AgentError)."""
         while True:
-            kind, payload = self._connection.receive()
+            kind, length = self._connection.receive_header()
             if kind == wire.WRITE:
-                self._write(payload)
-            elif kind == wire.CLEAR:
+                self._write(length)
+                continue
+            payload = self._connection.receive_payload(kind, length)
+            if kind == wire.CLEAR:
                 self._clear(wire.parse_extent_keys(payload))
             elif kind == wire.LEAVES_REQUEST:
                 self._tell_leaves(wire.parse_extent_key(payload))
@@ -249,8 +262,10 @@ class Worker:
         digests = disk.manifest.slice(request.first, request.count)
         self._connection.send(wire.DIGESTS, wire.Digests(ExtentKey(request.disk, request.first), digests).pack())
 
-    def _write(self, payload: memoryview) -> None:
-        write, packed = wire.parse_write(payload)
+    def _write(self, size: int) -> None:
+        """Apply a write whose payload, of `size` bytes, comes next."""
+        write = self._receive_head(size)
+        packed = size - write.head_size
         disk = self._disk(write.key.disk, write.key.extent)
         extent = write.key.extent
         length = disk.length(extent)
@@ -259,7 +274,12 @@ class Worker:
         ):
             raise wire.malformed("the ranges of a write do not fit its extent or its content")
         content = self._content[: write.raw_length]
-        content[:] = self._unpacker.unpack(write.codec, packed, write.raw_length)
+        if write.codec == CODEC_NONE and packed == write.raw_length:
+            # At once where it is written from: at a page's boundary.
+            self._connection.read_into(content)
+        else:
+            payload = self._connection.receive_payload(wire.WRITE, packed)
+            content[:] = self._unpacker.unpack(write.codec, payload, write.raw_length)
         leaves = self._check(disk, write, content)
         ranges = write.ranges
         # Zeros are only written where there is something else: a blank target stays sparse.
@@ -269,10 +289,19 @@ class Worker:
         self._receiver.unseal()
         self._open(disk, write.key)
         disk.write(extent, ranges, content)
-        self._session.remember(write.key, leaves)
+        self._session.remember(write.key, leaves, self._hash.at_once(content) if len(content) == length else None)
         self._receiver.wrote(data_bytes(ranges, length))
         whole = sum(part.count for part in write.ranges) == sub_block_count(length)
         self._session.committer.add(write.key, write.digest, length, seen=whole and not ranges)
+
+    def _receive_head(self, size: int) -> Write:
+        fixed = self._head[: min(size, wire.WRITE_FIXED)]
+        self._connection.read_into(fixed)
+        head = self._head[: wire.write_head_size(fixed)]
+        if len(head) > size:
+            raise wire.malformed("a write is shorter than its header")
+        self._connection.read_into(head[wire.WRITE_FIXED :])
+        return wire.parse_write(head)
 
     def _check(self, disk: ReplicaDisk, write: Write, content: memoryview) -> bytes:
         """The extent's leaves after the write.
@@ -500,9 +529,10 @@ class Receiver:
             raise ConnectionLost("the session ended during verification")
 
     def _prove(self, session: Session, disk: ReplicaDisk, extent: int, buffer: memoryview) -> None:
-        if not disk.read_back.check(extent, buffer, session.hash):
+        key = ExtentKey(self._disks.index(disk), extent)
+        if not disk.read_back.check(extent, buffer, functools.partial(session.digest, key)):
             log.error("disk %s: extent %d does not hold what was written to it", disk.id, extent)
-            session.forget(ExtentKey(self._disks.index(disk), extent))
+            session.forget(key)
 
     def _lend_buffer(self, work: Callable[[memoryview], None]) -> None:
         with self._hashes.buffers.borrowed() as buffer:

@@ -41,6 +41,10 @@ _DIGESTS_REQUEST = struct.Struct(">HHII")
 _WRITE = struct.Struct(f">HHIBBHI{DIGEST}s{DIGEST}s")
 _RANGE = struct.Struct(">HHBB")
 
+# What a write has before its ranges, and before its content at most.
+WRITE_FIXED = _WRITE.size
+WRITE_HEAD = _WRITE.size + SUB_BLOCKS * _RANGE.size
+
 # The most payload bytes a frame of each type may announce.
 PAYLOAD_LIMITS = {
     HELLO: JSON_LIMIT,
@@ -54,7 +58,7 @@ PAYLOAD_LIMITS = {
     DIGESTS: _EXTENT_KEY.size + MAX_DIGESTS * DIGEST,
     LEAVES_REQUEST: _EXTENT_KEY.size,
     LEAVES: _EXTENT_KEY.size + SUB_BLOCKS * LEAF,
-    WRITE: _WRITE.size + SUB_BLOCKS * _RANGE.size + EXTENT,
+    WRITE: WRITE_HEAD + EXTENT,
     ACK: MAX_ACKS * _EXTENT_KEY.size,
     CLEAR: MAX_CLEARED * _EXTENT_KEY.size,
 }
@@ -227,6 +231,11 @@ class Write:
     codec: int
     raw_length: int
 
+    @property
+    def head_size(self) -> int:
+        """Bytes before the content."""
+        return WRITE_FIXED + len(self.ranges) * _RANGE.size
+
     def pack(self) -> bytes:
         """Everything before the (compressed) content."""
         head = _WRITE.pack(
@@ -243,16 +252,26 @@ class Write:
         return head + b"".join([_RANGE.pack(part.first, part.count, int(part.zero), 0) for part in self.ranges])
 
 
-def parse_write(data: memoryview) -> tuple[Write, memoryview]:
-    """The write and its still compressed content."""
-    if len(data) < _WRITE.size:
+def write_head_size(fixed: memoryview) -> int:
+    """How many bytes of a write's payload come before its content; `fixed` are the first ones."""
+    if len(fixed) != WRITE_FIXED:
         raise malformed("a write is shorter than its header")
-    disk, count, extent, codec, flags, reserved, raw_length, digest, content_hash = _WRITE.unpack(data[: _WRITE.size])
-    content_at = _WRITE.size + count * _RANGE.size
-    if flags or reserved or not 1 <= count <= SUB_BLOCKS or len(data) < content_at or raw_length > EXTENT:
+    count = _WRITE.unpack(fixed)[1]
+    if not 1 <= count <= SUB_BLOCKS:
+        raise malformed(f"a write with {count} ranges")
+    return int(WRITE_FIXED + count * _RANGE.size)
+
+
+def parse_write(head: memoryview) -> Write:
+    """What comes before the content of a write."""
+    if write_head_size(head[:WRITE_FIXED]) != len(head):
+        raise malformed("the header of a write has the wrong length")
+    disk, _count, extent, codec, flags, reserved, raw_length, digest, content_hash = _WRITE.unpack(head[:WRITE_FIXED])
+    if flags or reserved or raw_length > EXTENT:
         raise malformed("the header of a write contradicts itself")
-    ranges = _parse_ranges(data[_WRITE.size : content_at])
-    return Write(ExtentKey(disk, extent), digest, content_hash, ranges, codec, raw_length), data[content_at:]
+    return Write(
+        ExtentKey(disk, extent), digest, content_hash, _parse_ranges(head[WRITE_FIXED:]), codec, raw_length
+    )
 
 
 def _parse_ranges(data: memoryview) -> tuple[Range, ...]:

@@ -44,13 +44,17 @@ class Sender:
 
     def __init__(self, frames: list[tuple[int, bytes]]) -> None:
         self._frames = frames
+        self._payload = b""
         self.sent: list[tuple[int, bytes]] = []
 
-    def receive(self) -> tuple[int, memoryview]:
+    def receive_header(self) -> tuple[int, int]:
         if not self._frames:
             raise ConnectionLost("no more frames")
-        kind, payload = self._frames.pop(0)
-        return kind, memoryview(payload)
+        kind, self._payload = self._frames.pop(0)
+        return kind, len(self._payload)
+
+    def receive_payload(self, _kind: int, _length: int) -> memoryview:
+        return memoryview(self._payload)
 
     def send(self, kind: int, *parts: bytes) -> None:
         self.sent.append((kind, b"".join(parts)))

@@ -34,7 +34,7 @@ class Disk:
         return memoryview(content)
 
     def check(self, extent: int) -> bool:
-        return self.read_back.check(extent, self.buffer, HASH)
+        return self.read_back.check(extent, self.buffer, HASH.extent_digest)
 
     def write(self, extent: int, byte: int) -> None:
         self.read_back.opened(extent)
