@@ -28,9 +28,11 @@ _FALLOC_FL_PUNCH_HOLE = 2
 _ZEROS = memoryview(mmap.mmap(-1, EXTENT))
 # Writes of so many bytes at least go past the page cache.
 _DIRECT = 64 << 10
-# How many extents are looked at before a target counts as blank: the first ones, and some spread over the rest.
+# How many extents are looked at before a target counts as blank: the first ones, and some spread over the rest; and
+# how much of each.
 _BLANK_HEAD = 16
 _BLANK_SPREAD = 64
+_BLANK_BYTES = 64 << 10
 
 
 class OpenTarget(Protocol):
@@ -128,7 +130,12 @@ class ReplicaDisk:
         """Whether a sample of the disk is all zero: then asking it for hashes first is a waste."""
         step = max(1, self.extents // _BLANK_SPREAD)
         sample = sorted({*range(min(_BLANK_HEAD, self.extents)), *range(0, self.extents, step), self.extents - 1})
-        return all(is_zero(self.read(extent, buffer)) for extent in sample)
+        return all(self._begins_blank(extent, buffer) for extent in sample)
+
+    def _begins_blank(self, extent: int, buffer: memoryview) -> bool:
+        length = min(_BLANK_BYTES, self.length(extent))
+        self._reader.read_part(extent, buffer, 0, length)
+        return is_zero(buffer[:length])
 
     def write_failed(self, error: OSError, offset: int) -> AgentError:
         return AgentError(

@@ -13,7 +13,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.extents import EXTENT, SUB_BLOCKS, Range
@@ -130,8 +130,7 @@ def parse_json(data: bytes | memoryview) -> dict[str, Any]:
     return value
 
 
-@dataclass(frozen=True)
-class ExtentKey:
+class ExtentKey(NamedTuple):
     """One extent of one disk (its index in HELLO's list)."""
 
     disk: int
