@@ -280,6 +280,8 @@ class Worker:
         else:
             payload = self._connection.receive_payload(wire.WRITE, packed)
             content[:] = self._unpacker.unpack(write.codec, payload, write.raw_length)
+        # Before the content is found to be right: what changes in memory from here on is found when it is read back.
+        at_once = self._hash.at_once(content) if len(content) == length else None
         leaves = self._check(disk, write, content)
         ranges = write.ranges
         # Zeros are only written where there is something else: a blank target stays sparse.
@@ -289,7 +291,7 @@ class Worker:
         self._receiver.unseal()
         self._open(disk, write.key)
         disk.write(extent, ranges, content)
-        self._session.remember(write.key, leaves, self._hash.at_once(content) if len(content) == length else None)
+        self._session.remember(write.key, leaves, at_once)
         self._receiver.wrote(data_bytes(ranges, length))
         whole = sum(part.count for part in write.ranges) == sub_block_count(length)
         self._session.committer.add(write.key, write.digest, length, seen=whole and not ranges)

@@ -268,9 +268,7 @@ def parse_write(head: memoryview) -> Write:
     disk, _count, extent, codec, flags, reserved, raw_length, digest, content_hash = _WRITE.unpack(head[:WRITE_FIXED])
     if flags or reserved or raw_length > EXTENT:
         raise malformed("the header of a write contradicts itself")
-    return Write(
-        ExtentKey(disk, extent), digest, content_hash, _parse_ranges(head[WRITE_FIXED:]), codec, raw_length
-    )
+    return Write(ExtentKey(disk, extent), digest, content_hash, _parse_ranges(head[WRITE_FIXED:]), codec, raw_length)
 
 
 def _parse_ranges(data: memoryview) -> tuple[Range, ...]:

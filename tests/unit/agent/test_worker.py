@@ -1,10 +1,11 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Extents of zeros, which travel as a list."""
+"""What a receiver makes of the frames of one connection."""
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import threading
@@ -15,9 +16,10 @@ from typing import Any
 
 import pytest
 from fleetlift_agent import wire
+from fleetlift_agent.compression import CODEC_NONE
 from fleetlift_agent.connection import ConnectionLost
 from fleetlift_agent.errors import AgentError
-from fleetlift_agent.extents import EXTENT
+from fleetlift_agent.extents import EXTENT, Range
 from fleetlift_agent.features import Features
 from fleetlift_agent.hashing import load_hash
 from fleetlift_agent.receiver import Session, Worker
@@ -53,8 +55,13 @@ class Sender:
         kind, self._payload = self._frames.pop(0)
         return kind, len(self._payload)
 
-    def receive_payload(self, _kind: int, _length: int) -> memoryview:
-        return memoryview(self._payload)
+    def receive_payload(self, _kind: int, length: int) -> memoryview:
+        view = memoryview(bytearray(length))
+        self.read_into(view)
+        return view
+
+    def read_into(self, view: memoryview) -> None:
+        view[:], self._payload = self._payload[: len(view)], self._payload[len(view) :]
 
     def send(self, kind: int, *parts: bytes) -> None:
         self.sent.append((kind, b"".join(parts)))
@@ -79,12 +86,13 @@ class Scene:
     loop: Loop
     disk: ReplicaDisk
     receiver: Receiver
+    session: Session | None = None
 
     def serve(self, *frames: tuple[int, bytes]) -> list[tuple[int, bytes]]:
         """What was answered to these frames, once all of it is durable."""
         sender: Any = Sender(list(frames))
         agreed = Features(hash="blake3", compression="none")
-        session = Session("0" * 32, [self.disk], agreed, lambda _error: None, HASH)
+        session = self.session = Session("0" * 32, [self.disk], agreed, lambda _error: None, HASH)
         session.join(0, sender, threading.current_thread())
         buffers = [memoryview(mmap.mmap(-1, EXTENT)) for _buffer in range(2)]
         worker = Worker(session, sender, self.receiver, *buffers)  # type: ignore[arg-type]
@@ -134,10 +142,20 @@ def test_zeros_are_written_over_something_and_then_read_back(scene: Scene) -> No
     assert scene.receiver.seal == ""
 
 
-def test_nothing_is_written_over_zeros(scene: Scene) -> None:
+def test_nothing_is_written_over_zeros(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scene.disk, "write", lambda *_what: pytest.fail("something was written"))
     scene.serve((wire.CLEAR, keys(0, 1, 2, 3, 4)))
     assert scene.loop.file.stat().st_blocks == 0
     assert not list(scene.disk.read_back.unproved(None))
+
+
+@pytest.mark.parametrize("frame", ["clear", "write"])
+def test_nothing_is_vouched_for_while_it_is_written(scene: Scene, monkeypatch: pytest.MonkeyPatch, frame: str) -> None:
+    scene.serve(write_of(1, os.urandom(MIB)))
+    vouched = []
+    monkeypatch.setattr(scene.disk, "write", lambda extent, *_what: vouched.append(scene.disk.manifest.get(extent)))
+    scene.serve((wire.CLEAR, keys(1)) if frame == "clear" else write_of(1, os.urandom(MIB)))
+    assert vouched == [bytes(32)]
 
 
 def test_leaves_of_a_cleared_extent_are_told_without_reading(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +168,88 @@ def test_leaves_of_a_cleared_extent_are_told_without_reading(scene: Scene, monke
     ]
 
 
-def test_an_extent_that_does_not_exist_is_refused(scene: Scene) -> None:
+def test_clearing_an_extent_that_does_not_exist_is_refused(scene: Scene) -> None:
     scene.loop.write(0, b"x" * 5 * MIB)
     with pytest.raises(AgentError, match="WIRE_MALFORMED"):
         scene.serve((wire.CLEAR, keys(5)))
     assert scene.loop.content() == b"x" * 5 * MIB
+
+
+def write_of(extent: int, content: bytes, ranges: tuple[Range, ...] = (Range(0, 256, False),)) -> tuple[int, bytes]:
+    """The frame that makes an extent hold this content, which does not change outside of the ranges."""
+    leaves = HASH.leaves(memoryview(content))
+    carried = b"".join(content[slice(*part.span(len(content)))] for part in ranges if not part.zero)
+    head = wire.Write(
+        ExtentKey(0, extent),
+        HASH.digest(leaves),
+        HASH.digest(HASH.leaves(memoryview(carried))),
+        ranges,
+        CODEC_NONE,
+        len(carried),
+    )
+    return wire.WRITE, head.pack() + carried
+
+
+def read_back(scene: Scene, extent: int) -> bool:
+    assert scene.session is not None
+    digest = functools.partial(scene.session.digest, ExtentKey(0, extent))
+    return scene.disk.read_back.check(extent, memoryview(mmap.mmap(-1, EXTENT)), digest)
+
+
+def test_what_was_written_whole_is_recognized_without_leaves(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = os.urandom(MIB)
+    scene.serve(write_of(1, content))
+    assert scene.loop.content()[MIB : 2 * MIB] == content
+    with monkeypatch.context() as patch:
+        patch.setattr(HASH, "each", lambda _data: pytest.fail("leaves were made"))
+        assert read_back(scene, 1)
+    assert not list(scene.disk.read_back.unproved(None))
+
+
+@pytest.mark.parametrize("at", [0, 4096, MIB - 1])
+def test_what_the_disk_does_not_hold_is_not_recognized(scene: Scene, at: int) -> None:
+    content = os.urandom(MIB)
+    scene.serve(write_of(1, content))
+    scene.loop.write(MIB + at, bytes([content[at] ^ 1]))
+    assert not read_back(scene, 1)
+    assert scene.disk.manifest.get(1) == bytes(32)
+
+
+def test_content_that_changes_in_memory_after_it_was_checked_is_found(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = scene.disk.write
+
+    def flipped(extent: int, ranges: tuple[Range, ...], view: memoryview) -> None:
+        view[77] ^= 1
+        write(extent, ranges, view)
+
+    monkeypatch.setattr(scene.disk, "write", flipped)
+    scene.serve(write_of(1, os.urandom(MIB)))
+    assert not read_back(scene, 1)
+
+
+def test_what_was_written_in_parts_is_read_back_by_its_leaves(scene: Scene) -> None:
+    before, after = bytearray(os.urandom(MIB)), bytearray(os.urandom(MIB))
+    after[8192:] = before[8192:]
+    after[4096:8192] = bytes(4096)
+    scene.serve(write_of(2, bytes(before)), write_of(2, bytes(after), (Range(0, 1, False), Range(1, 1, True))))
+    assert scene.loop.content()[2 * MIB : 3 * MIB] == after
+    assert read_back(scene, 2)
+    scene.loop.write(2 * MIB + 5000, b"x")
+    assert not read_back(scene, 2)
+
+
+def test_a_write_that_ends_within_its_head_is_refused(scene: Scene) -> None:
+    kind, payload = write_of(1, os.urandom(MIB))
+    for size in (0, 10, wire.WRITE_FIXED, wire.WRITE_FIXED + 5):
+        with pytest.raises(AgentError, match="WIRE_MALFORMED"):
+            scene.serve((kind, payload[:size]))
+    assert scene.loop.file.stat().st_blocks == 0
+
+
+def test_content_of_another_length_than_announced_is_refused(scene: Scene) -> None:
+    kind, payload = write_of(1, os.urandom(MIB))
+    with pytest.raises(AgentError, match="WIRE_CONTENT_DAMAGED"):
+        scene.serve((kind, payload[:-1]))
+    assert scene.loop.file.stat().st_blocks == 0
