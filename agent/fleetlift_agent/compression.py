@@ -22,6 +22,8 @@ CODECS = {"none": CODEC_NONE, "zlib": CODEC_ZLIB, "zstd": CODEC_ZSTD}
 COMPRESSION = ("auto", "always", "never")
 # Less gain than this is not worth the receiver's time.
 _WORTHWHILE = 0.95
+# What came last may not have compressed, and the next file may: so much of the time of sending is ventured.
+_VENTURED = 0.05
 _SAMPLE = 16 << 10
 _RETRY_EVERY = 64
 # For each level of zstd what a byte costs to compress, in the time of level 1, and how many times longer than at level
@@ -147,7 +149,7 @@ class Economy:
     def _pays(self) -> bool:
         if self._always or self._compress_cost is None or self._send_cost is None:
             return True
-        return self._compress_cost < self._send_cost * (1 - self._ratio)
+        return self._compress_cost < self._send_cost * max(_VENTURED, 1 - self._ratio)
 
 
 def _smooth(old: float | None, new: float) -> float:

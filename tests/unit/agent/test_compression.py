@@ -122,6 +122,17 @@ def test_codec_is_used_when_the_link_is_slower(name: str) -> None:
         economy.sent(len(TEXT), 1.0)
 
 
+@pytest.mark.parametrize(("send_seconds", "codec"), [(1.0, CODEC_ZSTD), (0.015, CODEC_NONE)])
+def test_after_what_does_not_compress_the_next_is_tried_where_that_costs_little(
+    send_seconds: float, codec: int
+) -> None:
+    economy = Economy(load_codec("zstd"), Clock(0.001))
+    for _ in range(50):
+        assert economy.pack(os.urandom(len(TEXT)))[0] == CODEC_NONE
+        economy.sent(len(TEXT), send_seconds)
+    assert economy.pack(TEXT)[0] == codec
+
+
 def test_skipped_codec_is_tried_again() -> None:
     economy = Economy(load_codec("zlib"), Clock(1.0))
     codecs = []
