@@ -198,6 +198,8 @@ def test_what_can_be_imported_is_listed(fleet: CloudUnderTest) -> None:
 def test_import_interrupted_by_a_restart_has_failed(fleet: CloudUnderTest) -> None:
     fleet.hypervisor.gate.clear()
     image_id = order(fleet)
+    # What is interrupted has begun, and writes nothing to the store's file at the same time.
+    fleet.until(lambda: [call for call in fleet.hypervisor.calls if call[0] == "import_image"], "the import begins")
     restarted = demo_store(fleet.log_path.parent / "cloud.json")
     fleet.cloud.store = restarted
     fleet.cloud.recover()
