@@ -112,7 +112,8 @@ class Economy:
     """Compresses while that makes delivery faster: the link must be slower than the processor. Or `always`.
 
     The slower the link, the more effort the codec is told to make. Seconds per byte of compressing and of sending are
-    measured as they happen; when compressing has stopped paying it is tried again on every 64th piece.
+    measured as they happen: of compressing by the clock, for a busy processor makes that longer, as it does the waits
+    for the link. When compressing has stopped paying it is tried again on every 64th piece.
     """
 
     def __init__(self, codec: Codec, clock: Callable[[], float] = time.monotonic, *, always: bool = False) -> None:

@@ -58,8 +58,8 @@ class NothingNew:
 class Counters:
     """Bytes of one pass. sent is content before compression, wire is everything handed to TLS.
 
-    changed: sub-blocks that differed from the target (data and zero); skipped: what was read and the target had
-    already; free: what no filesystem uses, which was not read.
+    changed: sub-blocks that differed from the target (data and zero), and extents of zeros where it was not known what
+    the target holds; skipped: what was read and the target had already; free: what is not used, and was not read.
     """
 
     bytes_read: int = 0

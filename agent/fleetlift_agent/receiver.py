@@ -55,7 +55,7 @@ def memory_bound(disk_bytes: int, connections: int) -> int:
     frame, its content and its buffers. Besides: the hashing processes (`hash_pool.OWN_MEMORY` each).
     """
     extents = disk_bytes // EXTENT + 1
-    leaves = _REMEMBERED * (EXTENT // SUB_BLOCK * LEAF + 256)
+    leaves = _REMEMBERED * (EXTENT // SUB_BLOCK * LEAF + 384)
     return (40 << 20) + extents * (DIGEST + 5) + leaves + connections * (6 << 20)
 
 
@@ -220,15 +220,19 @@ class Worker:
         """Have extents of zeros; what is zero already is not written, so that a blank target stays sparse."""
         self._receiver.unseal()
         for key in keys:
+            if self._session.closing.is_set():
+                raise ConnectionLost("the session ends")
             disk = self._disk(key.disk, key.extent)
             length = disk.length(key.extent)
             clear = is_zero(disk.read(key.extent, self._buffer))
             if not clear:
                 self._open(disk, key)
                 disk.write(key.extent, (Range(0, sub_block_count(length), True),), self._content[:0])
-                self._receiver.wrote(0)
+            self._receiver.wrote(0)
             digest = self._hash.zero_digest(length)
             self._session.committer.add(key, digest, 0 if clear else length, seen=clear)
+        # A slow disk needs its time for them, in which the sender must hear something.
+        self._connection.send(wire.PONG)
 
     def _open(self, disk: ReplicaDisk, key: ExtentKey) -> None:
         """The extent is about to be written: nothing is known of it until that is durable."""

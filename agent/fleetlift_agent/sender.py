@@ -59,8 +59,10 @@ _WINDOW = 4096
 _GAP = 64 << 10
 # More lost extents than this are not remembered one by one: their disk is gone through.
 _REMEMBERED_LOSSES = 4096
-# So many extents of zeros are asked for at once.
-_CLEARED_TOGETHER = 64
+# Extents of zeros that are asked for at once, and those that may be on their way. Each costs the target the reading of
+# a MiB, and perhaps the writing: what the peer says behind them must not come too late.
+_CLEARED_TOGETHER = 16
+_CLEARED_WINDOW = 512
 # How long a reader waits for an extent that comes back, in seconds.
 _PATIENCE = 0.1
 # Two bits for each 4 KiB.
@@ -462,8 +464,10 @@ class Pipeline:
         self._cancelled = cancelled
         self._jobs: queue.SimpleQueue[_Ask | _Send | _Clear | None] = queue.SimpleQueue()
         self._asked: dict[ExtentKey, _Read | _Part] = {}
-        self._in_flight: dict[ExtentKey, tuple[bytes, bytes]] = {}
+        # With the digest, the fingerprint, and where the extent is counted while it is on its way.
+        self._in_flight: dict[ExtentKey, tuple[bytes, bytes, threading.BoundedSemaphore]] = {}
         self._window = threading.BoundedSemaphore(_WINDOW)
+        self._clear_window = threading.BoundedSemaphore(_CLEARED_WINDOW)
         self._stopping = threading.Event()
         # By length in bytes: that of an extent, and of the last one of a disk.
         self._zero_fingerprints: dict[int, bytes] = {}
@@ -625,9 +629,14 @@ class Pipeline:
         return known
 
     def _clear(self, key: ExtentKey, buffer: memoryview, length: int, fingerprint: bytes) -> None:
-        """Of zeros there are many extents on most disks: they travel as a list."""
+        """Of zeros there are many extents on most disks: they travel as a list.
+
+        They hold no buffer, so it is here that the reader waits when the target does not come along.
+        """
         self._pool.release(buffer)
-        self._in_flight[key] = (self._session.hash.zero_digest(length), fingerprint)
+        if not self._admitted(self._clear_window):
+            return
+        self._in_flight[key] = self._session.hash.zero_digest(length), fingerprint, self._clear_window
         with self._clearing_lock:
             self._clearing.append(key)
         self._clear_gathered(_CLEARED_TOGETHER)
@@ -649,8 +658,6 @@ class Pipeline:
         zero = self._session.hash.zero_leaf
         own = item.leaves
         count = len(own) // LEAF
-        if not held and own == zero * count:
-            return (Range(0, count, True),)
         if not held and zero not in own:
             return (Range(0, count, False),)
         parts = []
@@ -693,8 +700,9 @@ class Pipeline:
             sent = self._in_flight.pop(key, None)
             if sent is None:
                 raise wire.malformed("an acknowledgement of something that was not sent")
-            self._disks[key.disk].confirm(key.extent, *sent)
-            self._window.release()
+            digest, fingerprint, window = sent
+            self._disks[key.disk].confirm(key.extent, digest, fingerprint)
+            window.release()
             self._work.finish(key)
 
     def _write(self, connection: Connection) -> None:
@@ -715,16 +723,15 @@ class Pipeline:
             self._session.fail(error)
 
     def _send_clear(self, connection: Connection, keys: list[ExtentKey]) -> None:
-        if self._admitted(len(keys)):
-            connection.send(wire.CLEAR, wire.pack_extent_keys(keys))
-            zeros = sum(self._disks[key.disk].length(key.extent) for key in keys)
-            self._work.count(bytes_changed=zeros, bytes_zero=zeros)
+        connection.send(wire.CLEAR, wire.pack_extent_keys(keys))
+        zeros = sum(self._disks[key.disk].length(key.extent) for key in keys)
+        self._work.count(bytes_changed=zeros, bytes_zero=zeros)
 
     def _send(self, connection: Connection, economy: Economy, job: _Send) -> None:
         item = job.item
         length = len(item.view)
         try:
-            if not self._admitted(1):
+            if not self._admitted(self._window):
                 return
             carried = [part for part in job.ranges if not part.zero]
             pieces = [item.view[slice(*part.span(length))] for part in carried]
@@ -739,7 +746,7 @@ class Pipeline:
                 codec,
                 data_bytes(job.ranges, length),
             )
-            self._in_flight[item.key] = (item.digest, item.fingerprint)
+            self._in_flight[item.key] = item.digest, item.fingerprint, self._window
             # Not the time that passed: on a busy processor most of it is neither the link's nor that of these bytes.
             begun = time.thread_time() + connection.link_seconds
             connection.send(wire.WRITE, write.pack(), packed)
@@ -754,12 +761,11 @@ class Pipeline:
         finally:
             self._pool.release(item.buffer)
 
-    def _admitted(self, extents: int) -> bool:
-        """Wait until so many more may be on their way; false when the session ends before."""
-        for _extent in range(extents):
-            while not self._window.acquire(timeout=0.2):
-                if self._ended():
-                    return False
+    def _admitted(self, window: threading.BoundedSemaphore) -> bool:
+        """Wait until one more may be on its way; false when the session ends before."""
+        while not window.acquire(timeout=0.2):
+            if self._ended():
+                return False
         return True
 
     def _reclaim(self) -> None:

@@ -88,9 +88,9 @@ class Scene:
     receiver: Receiver
     session: Session | None = None
 
-    def serve(self, *frames: tuple[int, bytes]) -> list[tuple[int, bytes]]:
+    def serve(self, *frames: tuple[int, bytes], sender: Any = None) -> list[tuple[int, bytes]]:
         """What was answered to these frames, once all of it is durable."""
-        sender: Any = Sender(list(frames))
+        sender = sender or Sender(list(frames))
         agreed = Features(hash="blake3", compression="none")
         session = self.session = Session("0" * 32, [self.disk], agreed, lambda _error: None, HASH)
         session.join(0, sender, threading.current_thread())
@@ -133,6 +133,7 @@ def test_zeros_are_written_over_something_and_then_read_back(scene: Scene) -> No
     content = scene.loop.content()
     assert content[:SIZE] == bytes(SIZE)
     assert content[SIZE:] == b"y" + bytes(5 * MIB - SIZE - 1), "what is behind the disk stays"
+    assert [kind for kind, _payload in answers][0] == wire.PONG, "the sender hears of a slow disk"
     # What was zero was seen to be, and what was not is not believed before it is read.
     assert list(scene.disk.read_back.unproved(None)) == [1, 2, 4]
     assert [scene.disk.manifest.get(extent) for extent in (0, 1, 2, 4)] == [
@@ -152,10 +153,32 @@ def test_nothing_is_written_over_zeros(scene: Scene, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("frame", ["clear", "write"])
 def test_nothing_is_vouched_for_while_it_is_written(scene: Scene, monkeypatch: pytest.MonkeyPatch, frame: str) -> None:
     scene.serve(write_of(1, os.urandom(MIB)))
-    vouched = []
-    monkeypatch.setattr(scene.disk, "write", lambda extent, *_what: vouched.append(scene.disk.manifest.get(extent)))
+    seen = []
+
+    def write(extent: int, *_what: object) -> None:
+        assert scene.session is not None
+        pending = scene.disk.read_back.pending
+        seen.append((scene.disk.manifest.get(extent), pending, scene.session.recall(ExtentKey(0, extent))))
+
+    assert scene.disk.read_back.pending == 1
+    monkeypatch.setattr(scene.disk, "write", write)
     scene.serve((wire.CLEAR, keys(1)) if frame == "clear" else write_of(1, os.urandom(MIB)))
-    assert vouched == [bytes(32)]
+    assert seen == [(bytes(32), 0, None)]
+
+
+def test_clearing_ends_with_its_session(scene: Scene) -> None:
+    frames = iter([(wire.CLEAR, keys(0, 1, 2))])
+
+    class Ending(Sender):
+        def receive_header(self) -> tuple[int, int]:
+            kind, self._payload = next(frames)
+            assert scene.session is not None
+            scene.session.closing.set()
+            return kind, len(self._payload)
+
+    scene.loop.write(0, b"x" * 3 * MIB)
+    assert not scene.serve(sender=Ending([]))
+    assert scene.loop.content()[: 3 * MIB] == b"x" * 3 * MIB
 
 
 def test_leaves_of_a_cleared_extent_are_told_without_reading(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
