@@ -17,6 +17,7 @@ from fleetlift_agent.wire import ExtentKey
 
 # A batch is synced when it is this large or this old, or when nothing was added for so long, whichever comes first.
 BATCH_BYTES = 32 << 20
+BATCH_EXTENTS = 128
 BATCH_SECONDS = 0.2
 PAUSE_SECONDS = 0.02
 
@@ -63,7 +64,7 @@ class Committer:
 
     @property
     def _full(self) -> bool:
-        return self._bytes >= BATCH_BYTES or len(self._pending) >= wire.MAX_ACKS
+        return self._bytes >= BATCH_BYTES or len(self._pending) >= BATCH_EXTENTS
 
     def close(self) -> None:
         """Commit what is queued and end."""

@@ -61,7 +61,7 @@ _GAP = 64 << 10
 _REMEMBERED_LOSSES = 4096
 # Extents of zeros that are asked for at once, and those that may be on their way. Each costs the target the reading of
 # a MiB, and perhaps the writing: what the peer says behind them must not come too late.
-_CLEARED_TOGETHER = 16
+_CLEARED_TOGETHER = 32
 _CLEARED_WINDOW = 512
 # How long a reader waits for an extent that comes back, in seconds.
 _PATIENCE = 0.1
