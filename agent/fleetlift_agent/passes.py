@@ -105,7 +105,7 @@ class PassWork:
         with self._condition:
             key = self._next()
             if key is None:
-                if not self._exhausted:
+                if not self._exhausted and not self._again:
                     self._exhausted = True
                     # Once: readers that wait here would wake each other for as long as anything is open.
                     self._condition.notify_all()
@@ -153,12 +153,17 @@ class PassWork:
                 self._exhausted = False
 
     def _next(self) -> ExtentKey | None:
-        if self._again:
-            key = next(iter(self._again))
+        key = next((key for key in self._again if key not in self._open), None)
+        if key is not None:
             del self._again[key]
             return key
-        # An extent handed out again may be open while the pass reaches it in its order.
-        return next((key for key in self._coming if key not in self._open), None)
+        for key in self._coming:
+            if key not in self._open:
+                return key
+            # Handed out again before the pass reached it in its order, and not finished yet: what changed meanwhile was
+            # taken with this key, so it is read once more.
+            self._again[key] = None
+        return None
 
     def _ranges(self, key: ExtentKey) -> Ranges:
         if key in self._whole or key.disk in self._whole_disks:

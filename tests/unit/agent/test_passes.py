@@ -60,6 +60,9 @@ def test_lost_extent_is_done_again_and_never_open_twice() -> None:
     assert sorted(again, key=ALL.index) == [ALL[0], ALL[2], ALL[3], ALL[4]]
     for key in again:
         one.finish(key)
+    # It was open when the pass came to it in its order: what changed in between is not lost.
+    assert take_all(one) == [ALL[4]]
+    one.finish(ALL[4])
     assert one.wait(0)
 
 
@@ -119,3 +122,20 @@ def test_who_waits_for_what_is_open_does_not_keep_the_others_awake() -> None:
         reader.join()
     # Two that look ten times a second, for as long as it took.
     assert len(asked) < 100
+
+
+def test_what_changed_while_an_extent_was_open_is_read_once_more() -> None:
+    """The pass reaches, in its order, an extent that was handed out before for another reason."""
+    work = PassWork(1, "delta", WholeDisks([2 * EXTENT]), [2 * EXTENT])
+    owed, other = ExtentKey(0, 0), ExtentKey(0, 1)
+    work.redo([owed])
+    assert work.take() == (owed, ((0, EXTENT),))
+    assert work.take() == (other, ((0, EXTENT),))
+    assert work.take() is None
+    work.finish(other)
+    work.finish(owed)
+    assert not work.wait(0)
+    assert work.take() == (owed, ((0, EXTENT),))
+    assert work.take() is None
+    work.finish(owed)
+    assert work.wait(0)
