@@ -576,9 +576,10 @@ class Pipeline:
             self._settle(key, buffer, len(view))
             return
         hashes = self._session.hash
+        zeros = hashes.zero_digest(len(view))
         leaves = hashes.zero_leaves(len(view)) if free else hashes.leaves(view)
-        digest = hashes.zero_digest(len(view)) if free else hashes.digest(leaves)
-        if known == UNKNOWN and digest == hashes.zero_digest(len(view)):
+        digest = zeros if free else hashes.digest(leaves)
+        if known == UNKNOWN and digest == zeros:
             self._clear(key, buffer, len(view), fingerprint)
             return
         if digest == known:
