@@ -16,11 +16,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
 from fleetlift_agent import control, tracing
 from fleetlift_agent.errors import AgentError
+from fleetlift_agent.replica import ReplicaDisk
 from fleetlift_agent.tracefs import find_tracefs
 from fleetlift_agent.tracing import TrackedDisk
 
@@ -79,6 +81,29 @@ class Loop:
     def content(self, size: int | None = None) -> bytes:
         with self.file.open("rb") as stream:
             return stream.read(self.size if size is None else size)
+
+
+@dataclass
+class OpenedTarget:
+    """A target disk as the receiver opens it."""
+
+    fd: int
+    serial: str
+    logical_block_size: int = 512
+
+
+@contextmanager
+def replica_on(path: Path, room: int, size: int) -> Iterator[tuple[Loop, ReplicaDisk]]:
+    """A replica of `size` bytes on a new disk that has room for more."""
+    loop = Loop(path, room)
+    descriptor = os.open(loop.device, os.O_RDWR | os.O_EXCL)
+    try:
+        disk = ReplicaDisk("d0", OpenedTarget(descriptor, "disk-replica"), size)
+        yield loop, disk
+        disk.close()
+    finally:
+        os.close(descriptor)
+        loop.detach()
 
 
 class Agent:

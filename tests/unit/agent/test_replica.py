@@ -19,16 +19,9 @@ import pytest
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.extents import EXTENT, SUB_BLOCK, SUB_BLOCKS, Range
 from fleetlift_agent.replica import ReplicaDisk
-from loop_pair import MIB, Loop
+from loop_pair import MIB, Loop, replica_on
 
 SIZE = 3 * MIB + 5 * SUB_BLOCK + 512
-
-
-@dataclass
-class Target:
-    fd: int
-    serial: str = "disk-replica"
-    logical_block_size: int = 512
 
 
 @dataclass
@@ -41,25 +34,20 @@ class Scene:
 
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        loop = Loop(Path(directory) / "target", 4 * MIB)
-        descriptor = os.open(loop.device, os.O_RDWR | os.O_EXCL)
-        try:
-            disk = ReplicaDisk("d0", Target(descriptor), SIZE)
-            writes: list[tuple[bool, int]] = []
-            pwrite = os.pwrite
+    writes: list[tuple[bool, int]] = []
+    pwrite = os.pwrite
 
-            def observed(fd: int, data: memoryview, offset: int) -> int:
-                done = pwrite(fd, data, offset)
-                writes.append((bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT), done))
-                return done
+    def observed(fd: int, data: memoryview, offset: int) -> int:
+        done = pwrite(fd, data, offset)
+        writes.append((bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT), done))
+        return done
 
-            monkeypatch.setattr(os, "pwrite", observed)
-            yield Scene(disk, loop, writes)
-            disk.close()
-        finally:
-            os.close(descriptor)
-            loop.detach()
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as directory,
+        replica_on(Path(directory) / "target", 4 * MIB, SIZE) as (loop, disk),
+    ):
+        monkeypatch.setattr(os, "pwrite", observed)
+        yield Scene(disk, loop, writes)
 
 
 def aligned(content: bytes) -> memoryview:

@@ -25,20 +25,13 @@ from fleetlift_agent.hashing import load_hash
 from fleetlift_agent.receiver import Session, Worker
 from fleetlift_agent.replica import ReplicaDisk
 from fleetlift_agent.wire import ExtentKey
-from loop_pair import MIB, Loop
+from loop_pair import MIB, Loop, replica_on
 
 pytestmark = pytest.mark.root
 
 HASH = load_hash("blake3")
 # The last extent is short, and so is its last sub-block.
 SIZE = 4 * MIB + 4096 + 512
-
-
-@dataclass
-class Target:
-    fd: int
-    serial: str = "disk-clearing"
-    logical_block_size: int = 512
 
 
 class Sender:
@@ -106,16 +99,9 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    loop = Loop(tmp_path / "target", 5 * MIB)
-    descriptor = os.open(loop.device, os.O_RDWR | os.O_EXCL)
-    try:
-        disk = ReplicaDisk("d0", Target(descriptor), SIZE)
+    with replica_on(tmp_path / "target", 5 * MIB, SIZE) as (loop, disk):
         disk.open_manifest(tmp_path, "blake3")
         yield Scene(loop, disk, Receiver())
-        disk.close()
-    finally:
-        os.close(descriptor)
-        loop.detach()
 
 
 def keys(*extents: int) -> bytes:
