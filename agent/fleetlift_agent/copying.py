@@ -15,11 +15,12 @@ import time
 from collections import deque
 from typing import Any, Callable
 
+from fleetlift_agent.audit import Audit
 from fleetlift_agent.backlog import BacklogMeter, shrinks
 from fleetlift_agent.connection import ConnectionLost
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.mask import Mask
-from fleetlift_agent.passes import DirtySource, NothingNew, PassWork, WholeDisks, worth_another_pass
+from fleetlift_agent.passes import DirtySource, NothingNew, PassWork, Ranges, WholeDisks, worth_another_pass
 from fleetlift_agent.sender import Cancelled, Replicator
 from fleetlift_agent.state import State
 from fleetlift_agent.tracing import NullTracker, TrackedDisk, Tracker
@@ -38,8 +39,6 @@ _PROOF_INTERVAL = 0.05
 _REPAIR_ROUNDS = 3
 # A frozen source whose disks change all the same is given this many passes to come to rest.
 _LAST_PASSES = 5
-# A write may be on the disk, seen by a read, and not reported yet: so long it takes at most for one that is.
-_EXPLANATION_SECONDS = 5.0
 
 
 class Copy:
@@ -70,7 +69,6 @@ class Copy:
         self._synced_once = False
         self._looked_at = 0.0
         self._damaged = 0
-        self._missed: list[ExtentKey] = []
         self._work: PassWork | None = None
         self._publishing = threading.Lock()
         self._passes: list[dict[str, Any]] = []
@@ -129,13 +127,14 @@ class Copy:
             self._state.update(phase="delta_sync" if self._synced_once else "initial_sync")
             self._send_changes(cancelled)
             backlogs.append(self._look())
-            if not tracker.state().rescan:
-                fits = self._meter.forecast(time.monotonic()).fits(self.max_downtime)
-                if fits or not shrinks(backlogs) or len(backlogs) >= self.max_passes:
-                    break
-        if self._audit_wanted:
+            # A disk that is to be read once more may be small enough; but a ring that overflows during every pass would
+            # have it so for ever.
+            fits = self._meter.forecast(time.monotonic()).fits(self.max_downtime) and not tracker.state().rescan
+            if fits or not shrinks(backlogs) or len(backlogs) >= self.max_passes:
+                break
+        if self._audit_due:
+            self._state.update(phase="delta_sync")
             self._audit(cancelled)
-            self._audit_wanted = False
             if self.tracking:
                 self._send_changes(cancelled)
                 self._look()
@@ -157,6 +156,8 @@ class Copy:
         if backlog or tracker.state().rescan or self.replicator.owes:
             self._send_changes(cancelled)
             self._look()
+        if self._audit_due:
+            self._audit(cancelled)
         self._proved(cancelled)
 
     def _send_changes(self, cancelled: Cancellation) -> None:
@@ -197,30 +198,26 @@ class Copy:
 
     # The audit: tracking is believed after it was seen to be right on this server.
 
+    @property
+    def _audit_due(self) -> bool:
+        """Not while a disk is to be read in full: then every difference has its explanation."""
+        return self._audit_wanted and self.tracking and not self._follow().state().rescan
+
     def _audit(self, cancelled: Cancellation) -> None:
-        """Read the disks once more; an extent that differs from the target must be known to have changed."""
-        self._missed.clear()
-        self._state.update(phase="delta_sync")
-        self.run_pass("audit", WholeDisks(self.replicator.sizes), cancelled, explained=self._explained)
-        if self._missed:
-            key = self._missed[0]
+        """Read the disks once more; what differs from the target must be known to have changed."""
+        tracker = self._follow()
+        # What another agent left out is known as free, but not as swap.
+        self._mask.refresh(tracker.mark)
+        self._looked_at = time.monotonic()
+        audit = Audit(tracker)
+        self.run_pass("audit", WholeDisks(self.replicator.sizes), cancelled, differs=audit.differs)
+        key = audit.missed()
+        self._audit_wanted = bool(tracker.state().rescan)
+        if key is not None:
             reason = f"extent {key.extent} of {self._disks[key.disk].device} changed and the kernel did not report it"
             log.error("change tracking is not used: %s", reason)
-            assert self._tracker is not None
-            self._tracker.close(remove=True)
+            tracker.close(remove=True)
             self._tracker = NullTracker(self._disks, reason)
-
-    def _explained(self, key: ExtentKey) -> bool:
-        tracker = self._follow()
-        deadline = time.monotonic() + _EXPLANATION_SECONDS
-        while True:
-            tracker.drain()
-            if tracker.changed(key):
-                return True
-            if time.monotonic() > deadline:
-                self._missed.append(key)
-                return False
-            time.sleep(0.2)
 
     # The proof: what was written is read back from the target's disks.
 
@@ -339,14 +336,14 @@ class Copy:
         cancelled: Cancellation,
         *,
         total: int | None = None,
-        explained: Callable[[ExtentKey], bool] | None = None,
+        differs: Callable[[ExtentKey, Ranges], None] | None = None,
     ) -> None:
         self._pass_number += 1
         work = PassWork(self._pass_number, kind, source, self.replicator.sizes, total)
         self._rates.clear()
         self._work = work
         try:
-            self.replicator.run_pass(work, cancelled, explained)
+            self.replicator.run_pass(work, cancelled, differs)
         finally:
             self.publish()
             self._work = None

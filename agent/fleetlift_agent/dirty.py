@@ -208,10 +208,13 @@ class DirtyMap:
         with self._lock:
             return self._flag(disk, _PENDING) or self._flag(disk, _TAKEN)
 
-    def changed(self, disk: int, extent: int) -> bool:
-        """Whether this extent waits for a pass."""
+    def changed(self, disk: int, extent: int, ranges: Ranges) -> bool:
+        """Whether every granule of these ranges of an extent waits for a pass."""
         with self._lock:
-            return self._flag(disk, _PENDING) or any(self._pending[disk].get(extent))
+            if self._flag(disk, _PENDING):
+                return True
+            bits = int.from_bytes(self._pending[disk].get(extent), "little")
+        return all(bits >> granule & 1 for granule in _granules(ranges))
 
     def take(self, disk: int, extent: int) -> Ranges:
         """What changed in an extent, which counts as unchanged from now on: call it *before* reading the extent."""
@@ -340,6 +343,11 @@ class DirtyExtents:
     def ranges(self, key: ExtentKey) -> Ranges:
         """The (offset, length) pairs in the extent, in bytes, that have to be read and sent."""
         return self._dirty.ranges(key.disk, key.extent)
+
+
+def _granules(ranges: Ranges) -> Iterator[int]:
+    for offset, length in ranges:
+        yield from range(offset // GRANULE, -(-(offset + length) // GRANULE))
 
 
 def _place(extent: int) -> tuple[int, int]:

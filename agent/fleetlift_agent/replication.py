@@ -223,15 +223,13 @@ class Replication:
 
     def _rest(self) -> None:
         """In sync, and staying so where changes are tracked. Raises Cancelled."""
-        if not self._copy.tracking:
-            self._copy.replicator.disconnect()
-            self._state.update(phase="in_sync", stalled=None, connections=0)
-            return
-        self._state.update(phase="in_sync")
         while self._copy.tracking:
+            self._state.update(phase="in_sync")
             self._copy.keep_in_sync(self._stop.is_set)
             # Tracking turned out to be wrong: what it was trusted with is done again in full.
             self._copy.catch_up(self._stop.is_set)
+        self._copy.replicator.disconnect()
+        self._state.update(phase="in_sync", stalled=None, connections=0)
 
     def _ended(self) -> None:
         if self._cutover is None or self._cutover.finished:

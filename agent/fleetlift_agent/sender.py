@@ -185,8 +185,33 @@ class _Part:
 
 
 @dataclass(frozen=True)
+class _Suspect:
+    """An extent that the audit found to differ from the digest that the target holds. Owns its buffer.
+
+    leaves: of what the disk holds. masked: the same with zeros for what is free; a target is right with either.
+    """
+
+    key: ExtentKey
+    buffer: memoryview
+    view: memoryview
+    leaves: bytes
+    masked: bytes
+    held: bytes
+
+    def differing(self, told: bytes) -> Ranges:
+        """The (offset, length) pairs, in bytes, where a target with these leaves is wrong."""
+        wrong = (
+            (at // LEAF, False)
+            for at in range(0, len(told), LEAF)
+            if told[at : at + LEAF] not in (self.leaves[at : at + LEAF], self.masked[at : at + LEAF])
+        )
+        spans = (part.span(len(self.view)) for part in coalesce(wrong))
+        return tuple((start, end - start) for start, end in spans)
+
+
+@dataclass(frozen=True)
 class _Ask:
-    item: _Read | _Part
+    item: _Read | _Part | _Suspect
 
 
 @dataclass(frozen=True)
@@ -450,12 +475,12 @@ class Pipeline:
         detector: hashing.ChangeDetector,
         mask: Mask,
         scanning: Callable[[int], bool],
-        explained: Callable[[ExtentKey], bool] | None,
+        differs: Callable[[ExtentKey, Ranges], None] | None,
         cancelled: Callable[[], bool],
     ) -> None:
         self._mask = mask
         self._scanning = scanning
-        self._explained = explained
+        self._differs = differs
         self._session = session
         self._disks = disks
         self._work = work
@@ -463,7 +488,7 @@ class Pipeline:
         self._detector = detector
         self._cancelled = cancelled
         self._jobs: queue.SimpleQueue[_Ask | _Send | _Clear | None] = queue.SimpleQueue()
-        self._asked: dict[ExtentKey, _Read | _Part] = {}
+        self._asked: dict[ExtentKey, _Read | _Part | _Suspect] = {}
         # With the digest, the fingerprint, and where the extent is counted while it is on its way.
         self._in_flight: dict[ExtentKey, tuple[bytes, bytes, threading.BoundedSemaphore]] = {}
         self._window = threading.BoundedSemaphore(_WINDOW)
@@ -569,16 +594,17 @@ class Pipeline:
     def _examine_whole(self, key: ExtentKey, ranges: Ranges, buffer: memoryview, known: bytes) -> None:
         disk = self._disks[key.disk]
         view = buffer[: disk.length(key.extent)]
-        free = self._masked(disk, key, buffer, view, self._free(key, ranges))
-        fingerprint = self._zero_fingerprint(len(view)) if free else self._detector.fingerprint(view)
+        free = self._free(key, ranges)
+        unused = self._masked(disk, key, buffer, view, free)
+        fingerprint = self._zero_fingerprint(len(view)) if unused else self._detector.fingerprint(view)
         # The final pass never trusts the change detector.
         if self._work.kind != "final" and disk.unchanged(key.extent, fingerprint):
             self._settle(key, buffer, len(view))
             return
         hashes = self._session.hash
         zeros = hashes.zero_digest(len(view))
-        leaves = hashes.zero_leaves(len(view)) if free else hashes.leaves(view)
-        digest = zeros if free else hashes.digest(leaves)
+        leaves = hashes.zero_leaves(len(view)) if unused else hashes.leaves(view)
+        digest = zeros if unused else hashes.digest(leaves)
         if known == UNKNOWN and digest == zeros:
             self._clear(key, buffer, len(view), fingerprint)
             return
@@ -586,9 +612,10 @@ class Pipeline:
             disk.confirm(key.extent, digest, fingerprint)
             self._settle(key, buffer, len(view))
             return
-        if known != UNKNOWN and self._explained is not None and self._explained(key):
-            # It changed since, which another pass knows of.
-            self._settle(key, buffer, len(view))
+        if known != UNKNOWN and self._differs is not None:
+            if free:
+                disk.reader.read(key.extent, buffer)
+            self._jobs.put(_Ask(_Suspect(key, buffer, view, hashes.leaves(view) if free else leaves, leaves, known)))
             return
         item = _Read(key, buffer, view, leaves, digest, fingerprint)
         if known == UNKNOWN and self._session.blank[key.disk]:
@@ -599,7 +626,7 @@ class Pipeline:
     def _free(self, key: ExtentKey, ranges: Ranges) -> list[tuple[int, int]]:
         """What to leave out of an extent that is read as a whole."""
         free = self._mask.free(key)
-        if not free or self._explained is not None or self._scanning(key.disk):
+        if not free or self._differs is not None or self._scanning(key.disk):
             return free
         # What changed is sent as it is: it may have come into use since the disk was looked at.
         known, changed = FreeRuns(), FreeRuns()
@@ -673,12 +700,15 @@ class Pipeline:
         item = self._asked.pop(answer.key, None)
         if item is None or len(answer.leaves) != sub_block_count(len(item.view)) * LEAF:
             raise wire.malformed("leaves that were not asked for")
-        if isinstance(item, _Part):
+        if not isinstance(item, _Read):
             if self._session.hash.digest(answer.leaves) != item.held:
                 # The target holds something else than what it vouched for: a part would not do.
                 self._disks[item.key.disk].learn(item.key.extent, UNKNOWN)
                 self._pool.release(item.buffer)
                 self._work.whole(item.key)
+                return
+            if isinstance(item, _Suspect):
+                self._judge(item, answer.leaves)
                 return
             item = self._completed(item, answer.leaves)
         ranges = self._ranges(item, answer.leaves)
@@ -687,6 +717,14 @@ class Pipeline:
         else:
             self._disks[item.key.disk].confirm(item.key.extent, item.digest, item.fingerprint)
             self._settle(item.key, item.buffer, item.read)
+
+    def _judge(self, suspect: _Suspect, told: bytes) -> None:
+        """Say where the target is wrong. Nothing is sent: what changed since is what another pass knows of."""
+        # Of swap's inside changes are left out, and nobody minds what the target holds there.
+        ranges = self._mask.worthwhile(suspect.key, suspect.differing(told))
+        if ranges and self._differs is not None:
+            self._differs(suspect.key, ranges)
+        self._settle(suspect.key, suspect.buffer, len(suspect.view))
 
     def _completed(self, part: _Part, held: bytes) -> _Read:
         """The part as an extent: its own leaves where it changed, the target's elsewhere."""
@@ -852,11 +890,11 @@ class Replicator:
         self,
         work: PassWork,
         cancelled: Callable[[], bool],
-        explained: Callable[[ExtentKey], bool] | None = None,
+        differs: Callable[[ExtentKey, Ranges], None] | None = None,
     ) -> None:
         """Until every extent of `work` is durable on the target. Raises AgentError (fatal) or Cancelled.
 
-        explained: for a pass that only looks whether the target is right: whether it is known that an extent differs.
+        differs: for a pass that only looks whether the target is right: told where it is not.
         """
 
         def attempt(session: Session) -> None:
@@ -868,7 +906,7 @@ class Replicator:
                 self._detector,
                 self._mask,
                 self._scanning,
-                explained,
+                differs,
                 cancelled,
             ).run()
             session.blank = [False] * len(self.disks)

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 from fleetlift_agent.devices import device_size
 from fleetlift_agent.dirty import DirtyExtents, DirtyMap
 from fleetlift_agent.memory import c_library
-from fleetlift_agent.passes import DirtySource, WholeDisks
+from fleetlift_agent.passes import DirtySource, Ranges, WholeDisks
 from fleetlift_agent.state import read_boot_id, write_json
 from fleetlift_agent.trace_format import SECTOR, Decoder, Page, TraceFormatError
 from fleetlift_agent.tracefs import Instance, TraceRoot, TracingUnavailableError, find_tracefs, kernel_number
@@ -119,8 +119,8 @@ class Tracker(Protocol):
     def scanning(self, disk: int) -> bool:
         """Whether a pass that runs, or the next one, reads all of this disk."""
 
-    def changed(self, key: ExtentKey) -> bool:
-        """Whether this extent waits for a pass."""
+    def changed(self, key: ExtentKey, ranges: Ranges) -> bool:
+        """Whether all of these ranges of an extent wait for a pass."""
 
     def dirty_bytes(self) -> int:
         """Bytes that a pass beginning now would read."""
@@ -159,7 +159,7 @@ class NullTracker:
     def scanning(self, disk: int) -> bool:
         return True
 
-    def changed(self, key: ExtentKey) -> bool:
+    def changed(self, key: ExtentKey, ranges: Ranges) -> bool:
         return True
 
     def dirty_bytes(self) -> int:
@@ -396,8 +396,8 @@ class ChangeTracker:
     def scanning(self, disk: int) -> bool:
         return self.dirty.scanning(disk)
 
-    def changed(self, key: ExtentKey) -> bool:
-        return self.dirty.changed(key.disk, key.extent)
+    def changed(self, key: ExtentKey, ranges: Ranges) -> bool:
+        return self.dirty.changed(key.disk, key.extent, ranges)
 
     def dirty_bytes(self) -> int:
         return sum(self.dirty.dirty_bytes(disk) for disk in range(len(self._disks)))

@@ -43,9 +43,12 @@ if __name__ == "__main__":
     if "FLEETLIFT_TEST_BLIND" in os.environ:
         hashing.best_detector = BlindDetector
     if "FLEETLIFT_TEST_DEAF" in os.environ:
-        # A kernel that reports reads, and no write.
+        # A kernel that does not report writes to these sectors.
+        first, last = (int(sector) for sector in os.environ["FLEETLIFT_TEST_DEAF"].split("-"))
         note = tracing.ChangeTracker._note
-        tracing.ChangeTracker._note = lambda self, page: note(self, replace(page, changes=[]))  # type: ignore[method-assign]
+        tracing.ChangeTracker._note = lambda self, page: note(  # type: ignore[method-assign]
+            self, replace(page, changes=[change for change in page.changes if not first <= change[1] <= last])
+        )
     if "FLEETLIFT_TEST_RING_KIB" in os.environ:
         tracing.affordable = lambda *_arguments: int(os.environ["FLEETLIFT_TEST_RING_KIB"])
     if "FLEETLIFT_TEST_STALLED" in os.environ:

@@ -112,6 +112,7 @@ class Round:
         def settled() -> bool:
             state = self.sender.state
             assert state["phase"] != "failed", state["error"]
+            assert state["sync"] is None or state["sync"]["mode"] == "tracking", state["sync"]["reason"]
             return state["phase"] == "in_sync" and state["updated"] > since and not state["stalled"]
 
         wait_for(settled, "in sync", PATIENCE)

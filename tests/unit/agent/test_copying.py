@@ -1,17 +1,27 @@
 # Copyright (c) 2026, Fleetlift contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is said of a pass is what it was in the end."""
+"""The copy as a whole: what is said of its passes, and when it is in sync and believed."""
 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Callable
 
+import pytest
 from fleetlift_agent.connection import ConnectionLost
 from fleetlift_agent.copying import Copy
-from fleetlift_agent.passes import Counters, NothingNew, PassWork
+from fleetlift_agent.extents import EXTENT
+from fleetlift_agent.mask import NullMask
+from fleetlift_agent.passes import Counters, DirtySource, NothingNew, PassWork, Ranges
+from fleetlift_agent.sender import Cancelled
+from fleetlift_agent.tracing import TrackedDisk, TrackerState
+from fleetlift_agent.wire import ExtentKey
+
+DISK = TrackedDisk("d0", Path("/dev/null"), (1, 3), EXTENT)
 
 
 class SlowState:
@@ -72,3 +82,105 @@ def test_ticker_does_not_take_back_what_is_said_at_the_end_of_a_pass() -> None:
     copy.run_pass("delta", NothingNew(), lambda: False, total=0)
     replicator.ticker.join()
     assert state.values["totals"]["bytes_sent"] == 4096
+
+
+class Overflowing:
+    """A tracker whose ring overflows in every pass, for as long as there is a storm of writes."""
+
+    storm = True
+
+    def drain(self) -> None: ...
+
+    def changes(self) -> DirtySource:
+        return NothingNew()
+
+    def settle(self) -> None: ...
+
+    def give_back(self) -> None: ...
+
+    def rescan(self, disk: int) -> None: ...
+
+    def mark(self, disk: int, start: int, end: int) -> None: ...
+
+    def scanning(self, disk: int) -> bool:
+        return self.storm
+
+    def changed(self, key: ExtentKey, ranges: Ranges) -> bool:
+        return self.storm
+
+    def dirty_bytes(self) -> int:
+        return EXTENT if self.storm else 0
+
+    def state(self) -> TrackerState:
+        return TrackerState("tracking", None, rescan=[DISK.id] if self.storm else [])
+
+    def close(self, *, remove: bool) -> None: ...
+
+
+class Passes:
+    """A replicator that only counts its passes; `during` is called in each."""
+
+    sizes = [EXTENT]
+    complete = True
+    owes = False
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+        self.during: Callable[[str], None] = lambda _kind: None
+
+    def connect(self, _cancelled: Any) -> None: ...
+
+    def run_pass(self, work: PassWork, *_arguments: Any) -> None:
+        self.kinds.append(work.kind)
+        assert len(self.kinds) < 20
+        self.during(work.kind)
+
+    def request(self, _cancelled: Any, _operation: str) -> dict[str, Any]:
+        return {"pending": 0, "damaged": 0, "sweeps": [0]}
+
+    def roots(self) -> Any:
+        raise ConnectionLost("there are none here")
+
+
+def stormy() -> tuple[Copy, Overflowing, Passes]:
+    tracker, passes = Overflowing(), Passes()
+    copy = Copy(
+        disks=[DISK],
+        open_tracker=lambda: tracker,
+        mask=NullMask(),
+        replicator=lambda **_arguments: passes,  # type: ignore[arg-type, return-value]
+        state=SlowState(),  # type: ignore[arg-type]
+        max_passes=5,
+        max_downtime=1.0,
+        audit=True,
+    )
+    return copy, tracker, passes
+
+
+def test_ring_that_overflows_in_every_pass_keeps_nobody_from_being_in_sync() -> None:
+    copy, _tracker, passes = stormy()
+    copy.catch_up(lambda: False)
+    assert 3 <= len(passes.kinds) <= 6
+    # While everything is read again anyhow an audit would find a reason for each difference.
+    assert "audit" not in passes.kinds
+
+
+def test_audit_is_made_up_for_once_the_storm_is_over() -> None:
+    copy, tracker, passes = stormy()
+    copy.catch_up(lambda: False)
+    seen = len(passes.kinds)
+
+    def during(kind: str) -> None:
+        # The first audit is worth nothing: meanwhile it begins once more.
+        tracker.storm = kind == "audit" and passes.kinds.count("audit") == 1
+
+    passes.during = during
+    tracker.storm = False
+    with pytest.raises(Cancelled):
+        copy.keep_in_sync(lambda: passes.kinds[-1] == "audit" and passes.kinds.count("audit") == 2)
+    assert passes.kinds[seen:] == ["audit", "rescan", "audit"]
+    seen = len(passes.kinds)
+    begun = time.monotonic()
+    with pytest.raises(Cancelled):
+        copy.keep_in_sync(lambda: time.monotonic() - begun > 1.5)
+    assert len(passes.kinds) == seen

@@ -111,6 +111,22 @@ def test_a_rescan_asked_for_during_a_rescan_is_not_lost(clean: DirtyMap) -> None
     assert clean.wants_rescan(0)
 
 
+def test_changed_is_what_waits_in_every_granule(clean: DirtyMap) -> None:
+    last = SIZE // EXTENT
+    clean.mark(0, EXTENT + 3 * GRANULE + 100, GRANULE)
+    clean.mark(0, SIZE - 1, 1)
+    assert clean.changed(0, 1, ((3 * GRANULE, 2 * GRANULE),))
+    assert clean.changed(0, 1, ((3 * GRANULE, GRANULE), (4 * GRANULE, 512)))
+    assert not clean.changed(0, 1, ((2 * GRANULE, 2 * GRANULE),))
+    assert not clean.changed(0, 1, ((3 * GRANULE, GRANULE), (5 * GRANULE, GRANULE)))
+    assert not clean.changed(0, 2, ((0, GRANULE),))
+    assert clean.changed(0, last, ((0, 512),))
+    taken(clean)
+    assert not clean.changed(0, 1, ((3 * GRANULE, 2 * GRANULE),))
+    clean.rescan(0)
+    assert clean.changed(0, 2, ((0, EXTENT),))
+
+
 def test_what_a_pass_gave_up_is_taken_again(clean: DirtyMap) -> None:
     clean.mark(0, 9 * GIB, 8192)
     first = taken(clean)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from block_devices import run
-from loop_pair import MIB, MakePair, Pair, instance_of, remove_trace, wait_for
+from loop_pair import MIB, Loop, MakePair, Pair, instance_of, remove_trace, wait_for
 from test_replication import corrupt
 
 pytestmark = pytest.mark.root
@@ -245,7 +245,7 @@ def test_trace_that_somebody_switches_off_is_answered_with_a_rescan(make_pair: M
 
 
 def test_tracking_that_misses_a_write_is_not_used(make_pair: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLEETLIFT_TEST_DEAF", "1")
+    monkeypatch.setenv("FLEETLIFT_TEST_DEAF", f"0-{1 << 40}")
     pair = make_pair(48 * MIB, tracking=True)
     pair.disks[0][0].write(0, os.urandom(48 * MIB))
     pair.start()
@@ -260,6 +260,45 @@ def test_tracking_that_misses_a_write_is_not_used(make_pair: MakePair, monkeypat
     pair.disks[0][0].write(2 * MIB, b"again unseen")
     assert pair.prepare()["verified"]
     pair.assert_identical()
+
+
+def test_write_that_was_missed_does_not_hide_behind_its_neighbour(
+    make_pair: MakePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missed = 2 * MIB
+    monkeypatch.setenv("FLEETLIFT_TEST_DEAF", f"{missed // 512}-{(missed + GRANULE) // 512 - 1}")
+    pair = make_pair(48 * MIB, tracking=True)
+    source = pair.disks[0][0]
+    source.write(0, os.urandom(48 * MIB))
+    pair.start()
+    pair.sender.ctl("replicate", bandwidth_limit=16 * MIB)
+    wait_for(lambda: pair.sender.state["progress"]["bytes_done"] > 12 * MIB, "something was sent")
+    source.write(missed, os.urandom(GRANULE))
+    with keeps_writing(source, missed + 16 * GRANULE):
+        pair.sender.ctl("set", bandwidth_limit=None)
+        state = pair.sender.phase("in_sync")
+    assert state["sync"]["mode"] == "rehash"
+    assert "extent 2 of" in state["sync"]["reason"]
+    assert pair.prepare()["verified"]
+    pair.assert_identical()
+
+
+@contextmanager
+def keeps_writing(source: Loop, offset: int) -> Iterator[None]:
+    """Somebody who writes one granule all the time."""
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.wait(0.01):
+            source.write(offset, os.urandom(GRANULE))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_nothing_is_left_in_the_kernel(make_pair: MakePair) -> None:
@@ -360,6 +399,27 @@ def test_new_file_is_on_the_target_before_any_cutover(make_pair: MakePair) -> No
         )
         expected = (mountpoint / "new").read_bytes()
         assert copied_files(pair, "ext4")["new"] == expected
+
+
+def test_what_was_used_for_a_while_is_no_reason_to_give_up_tracking(make_pair: MakePair) -> None:
+    """Blocks that were free, written, sent as they were, and are free again: the target holds them, and may."""
+    pair = make_pair(256 * MIB, tracking=True)
+    with mounted(pair, "ext4") as mountpoint:
+        pair.start()
+        before = pair.replicate()
+        (mountpoint / "new").write_bytes(os.urandom(12 * MIB))
+        run("sync", "--file-system", mountpoint)
+        wait_for(
+            lambda: read_since(before, state := pair.sender.state) > 12 * MIB and not state["sync"]["backlog"], "sent"
+        )
+        (mountpoint / "new").unlink()
+        run("sync", "--file-system", mountpoint)
+        pair.sender.kill()
+        pair.sender.start()
+        state = pair.replicate()
+        assert "audit" in [item["kind"] for item in state["passes"]]
+        assert state["sync"]["mode"] == "tracking", state["sync"]["reason"]
+        assert pair.prepare(freeze=True)["verified"]
 
 
 def test_hooks_run_around_the_freeze(make_pair: MakePair) -> None:

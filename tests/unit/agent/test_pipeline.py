@@ -17,10 +17,10 @@ from typing import Any, Callable
 from fleetlift_agent import wire
 from fleetlift_agent.compression import Economy, load_codec
 from fleetlift_agent.connection import ConnectionLost
-from fleetlift_agent.extents import EXTENT
+from fleetlift_agent.extents import EXTENT, SUB_BLOCK
 from fleetlift_agent.hashing import UNKNOWN, NullDetector, load_hash
 from fleetlift_agent.mask import NullMask
-from fleetlift_agent.passes import PassWork, WholeDisks
+from fleetlift_agent.passes import PassWork, Ranges, WholeDisks
 from fleetlift_agent.reader import BufferPool
 from fleetlift_agent.sender import Pipeline, SenderDisk
 from fleetlift_agent.wire import ExtentKey
@@ -45,6 +45,19 @@ class AllFree(NullMask):
 
     def free(self, _key: ExtentKey) -> list[tuple[int, int]]:
         return [(0, EXTENT)]
+
+
+class SomeFree(NullMask):
+    """Free is some of the first extent, not all of it whole sub-blocks; and of the last the inside of swap space."""
+
+    free_bytes = (4 * SUB_BLOCK, 8 * SUB_BLOCK), (10 * SUB_BLOCK + 1024, 10 * SUB_BLOCK + 2048)
+    swap_bytes = (0, 100 * SUB_BLOCK)
+
+    def free(self, key: ExtentKey) -> list[tuple[int, int]]:
+        return list(self.free_bytes) if key.extent == 0 else [self.swap_bytes] if key.extent == 3 else []
+
+    def worthwhile(self, key: ExtentKey, ranges: Ranges) -> Ranges:
+        return ranges if key.extent != 3 else tuple(part for part in ranges if part[0] >= self.swap_bytes[1])
 
 
 class Connection:
@@ -103,9 +116,16 @@ def economy() -> Economy:
 class Pass:
     """A pass over one blank target, in a thread; over the work of an earlier one if need be."""
 
-    def __init__(self, session: Session, source: Source, mask: NullMask, work: PassWork | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        source: Source,
+        mask: NullMask,
+        work: PassWork | None = None,
+        differs: Callable[[ExtentKey, Ranges], None] | None = None,
+    ) -> None:
         self.session = session
-        self.work = work or PassWork(1, "initial", WholeDisks([source.size]), [source.size])
+        self.work = work or PassWork(1, "audit" if differs else "initial", WholeDisks([source.size]), [source.size])
         self.disk = SenderDisk("d0", source, "serial")
         self.error: BaseException | None = None
         pool = BufferPool([memoryview(mmap.mmap(-1, EXTENT)) for _buffer in range(4)])
@@ -117,7 +137,7 @@ class Pass:
             NullDetector(),
             mask,
             lambda _disk: True,
-            None,
+            differs,
             lambda: False,
         )
 
@@ -201,3 +221,78 @@ def test_what_sending_takes_on_a_busy_processor_is_not_blamed_on_the_link() -> N
             session.on_ack([ExtentKey(0, 0), ExtentKey(0, 1)])
     assert len(told) == 2
     assert max(told) < 0.1
+
+
+def test_audit_tells_where_the_target_is_wrong_and_sends_nothing() -> None:
+    """Right is what the source has, and zeros for what is free there; of swap's inside anything."""
+    content = bytearray(os.urandom(4 * EXTENT))
+    target = bytearray(content)
+
+    def elsewhere(extent: int, first: int, count: int) -> None:
+        at = extent * EXTENT + first * SUB_BLOCK
+        target[at : at + count * SUB_BLOCK] = os.urandom(count * SUB_BLOCK)
+
+    # Free: half of it as it is, for it changed once; and a quarter of a sub-block.
+    target[4 * SUB_BLOCK : 6 * SUB_BLOCK] = bytes(2 * SUB_BLOCK)
+    target[10 * SUB_BLOCK + 1024 : 10 * SUB_BLOCK + 2048] = bytes(1024)
+    elsewhere(0, 7, 1)
+    elsewhere(1, 3, 2)
+    elsewhere(1, 200, 1)
+    elsewhere(3, 50, 2)
+    elsewhere(3, 255, 1)
+    leaves = [HASH.leaves(memoryview(target)[at : at + EXTENT]) for at in range(0, 4 * EXTENT, EXTENT)]
+
+    told: dict[ExtentKey, Ranges] = {}
+    session = Session(economy)
+    answered: set[tuple[int, bytes]] = set()
+
+    def answer() -> None:
+        for number, connection in enumerate(session.connections):
+            for kind, payload in list(connection.frames):
+                assert kind == wire.LEAVES_REQUEST
+                if (number, payload) not in answered and session.on_leaves is not None:
+                    answered.add((number, payload))
+                    key = wire.parse_extent_key(memoryview(payload))
+                    session.on_leaves(wire.Leaves(key, leaves[key.extent]))
+
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(content)
+        file.flush()
+        subject = Pass(session, Source(4, file.fileno()), SomeFree(), differs=told.__setitem__)
+        for extent, each in enumerate(leaves):
+            subject.disk.learn(extent, HASH.digest(each))
+        with subject.running():
+            wait_for(lambda: answer() or subject.work.wait(0), "all is answered")
+    assert subject.error is None
+    assert told == {
+        ExtentKey(0, 0): ((7 * SUB_BLOCK, SUB_BLOCK),),
+        ExtentKey(0, 1): ((3 * SUB_BLOCK, 2 * SUB_BLOCK), (200 * SUB_BLOCK, SUB_BLOCK)),
+        ExtentKey(0, 3): ((255 * SUB_BLOCK, SUB_BLOCK),),
+    }
+    assert len(answered) == 3
+    # What the target holds is known as before: another pass sends what changed.
+    assert [subject.disk.manifest.get(extent) for extent in range(4)] == [HASH.digest(each) for each in leaves]
+
+
+def test_audit_does_not_judge_a_target_that_holds_something_else_than_it_vouched_for() -> None:
+    told: dict[ExtentKey, Ranges] = {}
+    session = Session(economy)
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(os.urandom(EXTENT))
+        file.flush()
+        subject = Pass(session, Source(1, file.fileno()), NullMask(), differs=told.__setitem__)
+        subject.disk.learn(0, HASH.zero_digest(EXTENT))
+
+        def frames() -> list[int]:
+            return [kind for connection in session.connections for kind, _payload in connection.frames]
+
+        with subject.running():
+            other = wire.Leaves(ExtentKey(0, 0), HASH.leaves(memoryview(bytearray(os.urandom(EXTENT)))))
+            wait_for(lambda: frames() == [wire.LEAVES_REQUEST], "the target is asked")
+            assert session.on_leaves is not None and session.on_ack is not None
+            session.on_leaves(other)
+            # Blank as it was said to be, it is not asked again.
+            wait_for(lambda: sorted(frames()) == sorted([wire.LEAVES_REQUEST, wire.WRITE]), "the extent is sent")
+            session.on_ack([ExtentKey(0, 0)])
+    assert subject.error is None
+    assert not told
