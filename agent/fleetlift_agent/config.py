@@ -52,6 +52,8 @@ class Config:
     change_tracking: bool
     audit: bool
     skip_free: bool
+    # Paths of disks that are in use on the source and not migrated, on purpose.
+    left_behind: tuple[str, ...]
     compression: str
     scrub_interval: float
 
@@ -99,6 +101,7 @@ def parse_config(value: Any, directory: Path) -> Config:
         change_tracking=_boolean({"change_tracking": True, **value}, "change_tracking"),
         audit=_boolean({"audit": True, **value}, "audit"),
         skip_free=_boolean({"skip_free": True, **value}, "skip_free"),
+        left_behind=_texts({"left_behind": [], **value}, "left_behind"),
         compression=_choice({"compression": "auto", **value}, "compression", COMPRESSION),
         scrub_interval=_number({"scrub_interval": 43200, **value}, "scrub_interval", 0, 31 * 86400),
     )
@@ -170,6 +173,13 @@ def _text(value: Mapping[str, Any], name: str) -> str:
     if not isinstance(text, str) or not text or "\0" in text:
         raise _invalid(f"{name} is missing or not a text")
     return text
+
+
+def _texts(value: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    texts = value.get(name)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise _invalid(f"{name} is not a list of texts")
+    return tuple(texts)
 
 
 def _name(value: Mapping[str, Any], name: str) -> str:

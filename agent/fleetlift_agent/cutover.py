@@ -138,6 +138,7 @@ class Cutover:
 
     def _prepare(self) -> None:
         options = self._options
+        self._quiesce.unplanned.refuse()
         self._connect()
         with self._timed("approach"):
             self._copy.approach(options.verify_age, self._cancelled)

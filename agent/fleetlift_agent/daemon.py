@@ -239,7 +239,7 @@ class Daemon:
                 config.proxy,
                 config.compression,
             ),
-            quiesce=Quiesce([source.path for source in sources], self._directory),
+            quiesce=Quiesce([source.path for source in sources], self._directory, config.left_behind),
             state=state,
             bandwidth_limit=config.bandwidth_limit,
             max_passes=config.max_passes,

@@ -101,7 +101,7 @@ def open_source(path: Path | str, expected_size: int, *, sys: Path = Path("/sys"
     path = Path(path)
     subject = str(path)
     try:
-        number = _block_number(path)
+        number = block_number(path)
     except FileNotFoundError as error:
         raise AgentError(
             "SOURCE_DISK_NOT_FOUND",
@@ -166,7 +166,7 @@ def find_target(
     """
     wanted = serial.strip()[:VIRTIO_SERIAL_BYTES]
     name = _target_name(serial, wanted, sys, dev)
-    family = tuple(device_family(_number(sys / "block" / name / "dev"), sys))
+    family = tuple(device_family(number_of(sys / "block" / name / "dev"), sys))
     node = _node(name, dev)
     _check_node(node, family[0], serial)
     _check_unused(serial, name, family, sys=sys, dev=dev, proc=proc)
@@ -241,7 +241,7 @@ def _target_name(serial: str, wanted: str, sys: Path, dev: Path) -> str:
 def _check_node(node: Path, number: int, serial: str) -> None:
     """The node in /dev must be the device that /sys describes."""
     try:
-        actual = _block_number(node)
+        actual = block_number(node)
     except FileNotFoundError:
         actual = None
     if actual != number:
@@ -343,6 +343,16 @@ def sysfs_of(number: int, sys: Path = Path("/sys")) -> Path:
     return sys / "dev" / "block" / _colon(number)
 
 
+def appearance_of(number: int, sys: Path = Path("/sys")) -> int:
+    """What tells a disk from another one, or from itself, that had this number before in the same boot.
+
+    The kernel counts disks as they appear (diskseq, since Linux 5.15); before that a new directory in /sys tells.
+    """
+    block = sysfs_of(number, sys)
+    text = _attribute(block / "diskseq")
+    return int(text) if text.isdigit() else block.stat().st_ino
+
+
 def device_family(number: int, sys: Path = Path("/sys")) -> list[int]:
     """*number*, its partitions, and every mapping (LVM, RAID, encryption) that holds one of them."""
     family: list[int] = []
@@ -353,8 +363,8 @@ def device_family(number: int, sys: Path = Path("/sys")) -> list[int]:
             continue
         family.append(current)
         block = sysfs_of(current, sys)
-        pending += [_number(child / "dev") for child in _entries(block) if (child / "partition").exists()]
-        pending += [_number(holder / "dev") for holder in _entries(block / "holders")]
+        pending += [number_of(child / "dev") for child in _entries(block) if (child / "partition").exists()]
+        pending += [number_of(holder / "dev") for holder in _entries(block / "holders")]
     return family
 
 
@@ -450,7 +460,7 @@ def _swap_devices(swaps: Path) -> list[Path]:
     return [Path(_unescaped(line.split()[0])) for line in lines if line.strip()]
 
 
-def _block_number(path: Path) -> int | None:
+def block_number(path: Path) -> int | None:
     """The device number of the block device *path*; None when it is something else."""
     status = path.stat()
     return status.st_rdev if stat.S_ISBLK(status.st_mode) else None
@@ -458,7 +468,7 @@ def _block_number(path: Path) -> int | None:
 
 def _block_number_or_none(path: Path) -> int | None:
     try:
-        return _block_number(path)
+        return block_number(path)
     except OSError:
         # The text is a name that the kernel was once given; it need not exist here.
         return None
@@ -469,7 +479,8 @@ def _node(name: str, dev: Path) -> Path:
     return dev / name.replace("!", "/")
 
 
-def _number(attribute: Path) -> int:
+def number_of(attribute: Path) -> int:
+    """The device number in an attribute `dev` of /sys."""
     major, minor = attribute.read_text(encoding="ascii").strip().split(":")
     return os.makedev(int(major), int(minor))
 

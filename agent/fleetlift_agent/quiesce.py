@@ -12,6 +12,7 @@ from typing import Protocol
 
 from fleetlift_agent import freeze, power, services
 from fleetlift_agent.fence import Fence
+from fleetlift_agent.unplanned import UnplannedDisks
 
 
 class Freezer(Protocol):
@@ -44,9 +45,10 @@ class GivenBack:
 class Quiesce:
     """The real thing, for the disks `devices` of this host."""
 
-    def __init__(self, devices: Sequence[Path], directory: Path) -> None:
+    def __init__(self, devices: Sequence[Path], directory: Path, left_behind: Sequence[str] = ()) -> None:
         self._devices = devices
         self.fence = Fence(directory)
+        self.unplanned = UnplannedDisks(devices, left_behind)
 
     def services(self) -> services.ServiceManager:
         return services.detect()

@@ -26,6 +26,9 @@ from fleetlift_agent.tracing import TrackedDisk, Tracker
 
 log = logging.getLogger(__name__)
 
+# How often it is looked whether a disk came into use that is not migrated.
+_LOOK_AROUND_SECONDS = 30.0
+
 
 class Replication:
     """One source's replication from the first pass to the cutover. At most one thread moves data."""
@@ -72,6 +75,7 @@ class Replication:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._cutover: Cutover | None = None
+        self._looked_around = -_LOOK_AROUND_SECONDS
         state.update(bandwidth_limit=bandwidth_limit)
 
     # Commands. Each takes and returns JSON objects and raises AgentError.
@@ -209,8 +213,24 @@ class Replication:
         self._copy.close()
 
     def publish(self) -> None:
-        """Put the counters of the running pass into the state."""
+        """Put the counters of the running pass into the state, and from time to time what came into use here."""
         self._copy.publish()
+        settled = self._cutover is None or self._cutover.finished
+        if settled and time.monotonic() - self._looked_around > _LOOK_AROUND_SECONDS:
+            self._looked_around = time.monotonic()
+            self._look_around()
+
+    def _look_around(self) -> None:
+        try:
+            found = self._quiesce.unplanned.in_use()
+        except OSError as error:
+            # The cutover looks again, and does not pass over it.
+            log.warning("the disks that are in use cannot be told: %s", error)
+            return
+        if found != self._state.get("unplanned"):
+            for disk in found:
+                log.warning("%s is in use (%s) and not migrated", disk["device"], ", ".join(disk["mounts"]))
+            self._state.touch(unplanned=found)
 
     # The threads.
 

@@ -78,6 +78,7 @@ class State:
             "read_back": None,
             "sync": None,
             "used_blocks": [],
+            "unplanned": [],
         }
 
     def update(self, **changes: Any) -> None:

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fleetlift_agent.devices import device_size
+from fleetlift_agent.devices import appearance_of, device_size
 from fleetlift_agent.dirty import DirtyExtents, DirtyMap
 from fleetlift_agent.memory import c_library
 from fleetlift_agent.passes import DirtySource, Ranges, WholeDisks
@@ -60,17 +60,21 @@ _MEMBARRIER_CMD_GLOBAL = 1
 
 @dataclass(frozen=True)
 class TrackedDisk:
-    """A whole disk: how the migration calls it, its node, its (major, minor), and its size in bytes."""
+    """A whole disk: how the migration calls it, its node, its (major, minor), and its size in bytes.
+
+    appearance: see `devices.appearance_of`.
+    """
 
     id: str
     device: Path
     number: tuple[int, int]
     size: int
+    appearance: int = 0
 
     @classmethod
     def open(cls, id: str, device: Path, size: int) -> TrackedDisk:
         number = device.stat().st_rdev
-        return cls(id, device, (os.major(number), os.minor(number)), size)
+        return cls(id, device, (os.major(number), os.minor(number)), size, appearance_of(number))
 
 
 @dataclass(frozen=True)
@@ -570,10 +574,11 @@ def instance_name(migration: str, disks: Sequence[TrackedDisk]) -> str:
 
 def _identity(name: str, disks: Sequence[TrackedDisk]) -> dict[str, Any]:
     return {
-        "schema": 1,
+        "schema": 2,
         "boot_id": read_boot_id(),
         "instance": name,
-        "disks": [[disk.id, *disk.number, disk.size] for disk in disks],
+        # A disk that was away meanwhile was perhaps written elsewhere, and comes back under its number.
+        "disks": [[disk.id, *disk.number, disk.size, disk.appearance] for disk in disks],
     }
 
 

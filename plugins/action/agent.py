@@ -34,6 +34,7 @@ def configuration(arguments: dict[str, Any]) -> dict[str, Any]:
             "change_tracking": arguments["change_tracking"],
             "audit": arguments["audit"],
             "skip_free": arguments["skip_free"],
+            "left_behind": arguments["left_behind"],
             "compression": arguments["compression"],
             "disks": [
                 {

@@ -36,6 +36,7 @@ class ActionModule(ControllerAction):
         result: dict[str, Any] = {
             "changed": False,
             "pairs": [pair.record() for pair in assessment.pairs],
+            "left_behind": list(assessment.left_behind),
             "findings": [finding.record() for finding in assessment.findings],
             "estimate": expected,
             "ok": not blockers,

@@ -25,6 +25,7 @@ REPORTED = (
     "bandwidth_limit",
     "sync",
     "used_blocks",
+    "unplanned",
     "read_back",
 )
 
@@ -32,6 +33,15 @@ REPORTED = (
 def report(state: dict[str, Any]) -> dict[str, Any]:
     """What of the agent's state belongs into the task's result."""
     return {key: state.get(key) for key in REPORTED}
+
+
+def warnings_of(state: dict[str, Any]) -> list[str]:
+    """What whoever watches should know before the cutover refuses."""
+    return [
+        f"{disk['device']} came into use on the source (mounted at {', '.join(disk['mounts'])}) and is not copied: the "
+        "cutover will refuse until a preflight has mapped it or left it behind, or it is unmounted."
+        for disk in state.get("unplanned") or ()
+    ]
 
 
 def limit_of(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +88,9 @@ class ActionModule(AgentAction):
             if running:
                 self.tell(f"re-attached to the running transfer: {progress_line(before)}")
             state = self.watch(agent, arguments, share)
-        return {"changed": retune or not running, "reattached": running, "transfer": report(state)}
+        result = {"changed": retune or not running, "reattached": running, "transfer": report(state)}
+        warnings = warnings_of(state)
+        return {**result, "warnings": warnings} if warnings else result
 
     def admitted(self, share: Share, running: bool, pause: float) -> dict[str, Any]:
         """What the order to begin says about bandwidth, once the transfers that run have made room."""

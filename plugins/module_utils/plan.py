@@ -77,6 +77,8 @@ class Assessment:
 
     pairs: tuple[Pair, ...]
     findings: tuple[Finding, ...]
+    # The paths of the source's disks that are in use and not paired; a blocker unless that was accepted.
+    left_behind: tuple[str, ...] = ()
 
     @property
     def blockers(self) -> list[Finding]:
@@ -256,7 +258,12 @@ def assess_source(
     # By the target's order, so that a reordered inventory names the same pairs the same way.
     in_order = sorted(resolved, key=lambda pair: pair[1].order)
     pairs = tuple(Pair(f"d{number}", disk, target_disk) for number, (disk, target_disk) in enumerate(in_order))
-    return Assessment(pairs, tuple(by_severity(accept([*findings, *source_findings], accepted or {}))))
+    paired = [disk for disk, _unused in resolved]
+    return Assessment(
+        pairs,
+        tuple(by_severity(accept([*findings, *source_findings], accepted or {}))),
+        tuple(disk.path for disk in disks if disk.mounted and disk not in paired),
+    )
 
 
 def target_findings(

@@ -89,6 +89,13 @@ options:
     description: Whether blocks that no filesystem uses are left out. On the target they read as zeros.
     type: bool
     default: true
+  left_behind:
+    description:
+      - Paths of disks that are in use on the source and stay behind, as RV(fleetlift.cvm.assess#module:left_behind)
+        gives them. Any other disk from which something gets mounted keeps M(fleetlift.cvm.cutover) from beginning.
+    type: list
+    elements: str
+    default: []
   compression:
     description:
       - Whether what is sent is compressed. V(auto) does it as far as the copy gets faster, V(always) also over a link

@@ -222,6 +222,11 @@ pairs:
     target_size:
       description: Size of the target's disk in bytes.
       type: int
+left_behind:
+  description: Paths of the source's disks that are in use and belong to no pair. That is a blocker unless accepted.
+  returned: always, unless an option is not valid
+  type: list
+  elements: str
 findings:
   description: What was found, worst first, those of O(source_findings) included.
   returned: always, unless an option is not valid

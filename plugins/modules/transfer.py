@@ -116,6 +116,13 @@ transfer:
       type: list
       elements: dict
       sample: []
+    unplanned:
+      description:
+        - Disks of the source that came into use since the migration was planned, and are not copied. A cutover refuses
+          until a preflight has mapped them or left them behind.
+      type: list
+      elements: dict
+      sample: [{device: /dev/sdc, mounts: [/srv]}]
     read_back:
       description: Bytes on the target that still have to be read back, and how many extents were found damaged.
       type: dict

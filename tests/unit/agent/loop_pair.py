@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -25,9 +26,12 @@ from fleetlift_agent.errors import AgentError
 from fleetlift_agent.replica import ReplicaDisk
 from fleetlift_agent.tracefs import find_tracefs
 from fleetlift_agent.tracing import TrackedDisk
+from fleetlift_agent.unplanned import UnplannedDisks
 
 AGENT = Path(__file__).resolve().parents[3] / "agent"
 MIB = 1 << 20
+# include/uapi/linux/loop.h
+_LOOP_SET_FD, _LOOP_CLR_FD = 0x4C00, 0x4C01
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
@@ -68,6 +72,22 @@ class Loop:
 
     def detach(self) -> None:
         subprocess.run(["losetup", "--detach", str(self.device)], check=True)
+
+    def reappear(self) -> None:
+        """Vanish, and come back under the same number: at once, before somebody else is given it."""
+        image = os.open(self.file, os.O_RDWR)
+        self._order(_LOOP_CLR_FD, 0)
+        # A killed process may still be about to close it.
+        wait_for(lambda: not Path(f"/sys/block/{self.device.name}/loop").exists(), f"{self.device} is gone")
+        self._order(_LOOP_SET_FD, image)
+        os.close(image)
+
+    def _order(self, number: int, argument: int) -> None:
+        descriptor = os.open(self.device, os.O_RDWR)
+        try:
+            fcntl.ioctl(descriptor, number, argument)
+        finally:
+            os.close(descriptor)
 
     def write(self, offset: int, data: bytes) -> None:
         """Write through to the file behind the device."""
@@ -239,6 +259,8 @@ class Pair:
                 "max_passes": 5,
                 "max_downtime": 30,
                 "change_tracking": tracking,
+                # What this host runs from is none of the migration's business.
+                "left_behind": [disk["device"] for disk in UnplannedDisks([]).in_use()],
             },
             targets,
         )

@@ -191,3 +191,19 @@ def test_write_after_sealing_unseals_even_after_a_restart(make_pair: MakePair) -
 def only_log(agent: Agent) -> None:
     """Nothing a user can cause leaves a traceback in the log."""
     assert "Traceback" not in agent.log
+
+
+def test_cutover_does_not_go_past_a_disk_that_nobody_planned_for(make_pair: MakePair) -> None:
+    """This host's own disk: it is mounted, and not migrated."""
+    pair = make_pair(4 * MIB)
+    devices = pair.sender.config["left_behind"]
+    assert devices, "this host runs from no disk"
+    pair.sender.write_config(left_behind=[])
+    pair.start()
+    pair.replicate()
+    told = wait_for(lambda: pair.sender.state["unplanned"], "it is told")
+    assert [disk["device"] for disk in told] == devices
+    cutover = pair.prepare()
+    assert (cutover["phase"], cutover["error"]["code"]) == ("aborted", "SOURCE_DISK_UNPLANNED")
+    assert cutover["quiesced_at"] is None
+    assert pair.sender.phase("in_sync")

@@ -174,6 +174,23 @@ def test_source_that_was_rebooted_is_read_once_more_and_not_sent_again(make_pair
     assert pair.prepare()["verified"]
 
 
+def test_disk_that_was_away_meanwhile_is_not_trusted_for_its_number(make_pair: MakePair) -> None:
+    pair = live_pair(make_pair)
+    source, _target = pair.disks[0]
+    pair.sender.kill()
+    source.reappear()
+    changed = os.urandom(3 * GRANULE)
+    with source.file.open("r+b") as elsewhere:
+        elsewhere.seek(5 * MIB)
+        elsewhere.write(changed)
+    pair.sender.start()
+    state = pair.replicate()
+    assert not state["sync"]["tracker"]["attached"]
+    assert state["passes"][0]["kind"] == "rescan"
+    assert state["totals"]["bytes_sent"] == len(changed)
+    pair.assert_identical()
+
+
 def test_without_tracking_the_state_says_why_and_what_it_costs(make_pair: MakePair) -> None:
     pair = make_pair(64 * MIB, tracking=False)
     pair.disks[0][0].write(0, os.urandom(48 * MIB))

@@ -319,6 +319,16 @@ def test_a_fenced_source_is_not_followed_before_it_is_given_back() -> None:
     assert agent.orders == []
 
 
+def test_disk_that_came_into_use_is_a_warning() -> None:
+    state = {"phase": "in_sync", "unplanned": [{"device": "/dev/sdc", "mounts": ["/srv", "/opt"]}]}
+    result = action(transfer.ActionModule, ScriptedAgent(state, state)).act(TRANSFER)
+    assert result["transfer"]["unplanned"] == state["unplanned"]
+    (warning,) = result["warnings"]
+    assert "/dev/sdc" in warning and "/srv, /opt" in warning
+    quiet = action(transfer.ActionModule, ScriptedAgent({"phase": "in_sync"}, {"phase": "in_sync"})).act(TRANSFER)
+    assert "warnings" not in quiet
+
+
 def fenced(made: Any, ssh_connection: str) -> Any:
     made._low_level_execute_command = lambda command, **options: {"rc": 0, "stdout": ssh_connection, "stderr": ""}
     return made
@@ -364,9 +374,11 @@ def test_check_mode_says_whether_a_source_has_to_be_given_back(phase: str | None
 def test_sender_is_told_of_the_proxy_and_a_url_that_is_none_is_refused() -> None:
     arguments = {
         "role": "sender", "migration": "web1", "peer_host": "203.0.113.11", "port": 443, "connections": 4,
-        "change_tracking": True, "audit": True, "skip_free": True, "compression": "auto", "disks": [], "proxy": None,
+        "change_tracking": True, "audit": True, "skip_free": True, "left_behind": ["/dev/sdb"], "compression": "auto",
+        "disks": [], "proxy": None,
     }  # fmt: skip
     assert agent_action_plugin.configuration(arguments)["peer"] == {"host": "203.0.113.11", "port": 443}
+    assert agent_action_plugin.configuration(arguments)["left_behind"] == ["/dev/sdb"]
     through = agent_action_plugin.configuration({**arguments, "proxy": "http://10.0.0.5:3128"})["peer"]
     assert through == {"host": "203.0.113.11", "port": 443, "proxy": {"host": "10.0.0.5", "port": 3128}}
     with pytest.raises(remote_agent.RemoteError) as caught:

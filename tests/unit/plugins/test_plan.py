@@ -134,6 +134,11 @@ def test_unmapped_disk_without_a_mount_is_only_noted():
     assessment = plan(facts={**FACTS, "disks": [SYSTEM, DATA, SPARE]})
     assert not assessment.blockers
     assert "DISK_UNMAPPED_UNUSED" in [finding.code for finding in assessment.findings]
+    assert assessment.left_behind == ()
+
+
+def test_disks_in_use_that_stay_behind_are_named_for_the_agent():
+    assert plan(mapping=MAPPING[:1], accepted={"DISK_UNMAPPED": "scratch"}).left_behind == ("/dev/sdb",)
 
 
 def test_unmapped_mounted_disk_says_where_it_is_mounted_and_what_would_have_happened():

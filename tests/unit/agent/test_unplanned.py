@@ -1,0 +1,115 @@
+# Copyright (c) 2026, Fleetlift contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A disk that comes into use after the plan was made is told, and no cutover goes past it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from block_devices import MIB, HostTree, loop_device, run
+from fleetlift_agent.errors import AgentError
+from fleetlift_agent.unplanned import UnplannedDisks
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Iterator[Path]:
+    with loop_device(tmp_path / "planned", 16 * MIB) as device:
+        yield device
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Iterator[Path]:
+    with loop_device(tmp_path / "newcomer", 128 * MIB) as device:
+        yield device
+
+
+@pytest.fixture
+def host(tmp_path: Path, planned: Path, newcomer: Path) -> HostTree:
+    """A server with the disks sda, which is migrated, and sdb."""
+    host = HostTree.create(tmp_path / "host")
+    host.add_disk("sda", planned, "A")
+    host.add_disk("sdb", newcomer, "B")
+    return host
+
+
+def looked_at(host: HostTree, planned: Path, *left_behind: str) -> UnplannedDisks:
+    # The mounts are this process's own.
+    return UnplannedDisks([planned], left_behind, sys=host.sys, dev=host.dev)
+
+
+@pytest.mark.parametrize("filesystem", ["ext4", "btrfs"])
+def test_disk_that_comes_into_use_is_told_and_refused(
+    host: HostTree, planned: Path, newcomer: Path, tmp_path: Path, filesystem: str
+) -> None:
+    subject = looked_at(host, planned)
+    run(f"mkfs.{filesystem}", "-q", newcomer)
+    assert subject.in_use() == []
+    subject.refuse()
+    mountpoint = tmp_path / "srv"
+    mountpoint.mkdir()
+    run("mount", newcomer, mountpoint)
+    try:
+        assert subject.in_use() == [{"device": "/dev/sdb", "mounts": [str(mountpoint)]}]
+        with pytest.raises(AgentError) as caught:
+            subject.refuse()
+        assert caught.value.code == "SOURCE_DISK_UNPLANNED"
+        assert str(mountpoint) in str(caught.value)
+        looked_at(host, planned, "/dev/sdb").refuse()
+    finally:
+        run("umount", mountpoint)
+    subject.refuse()
+
+
+def test_disk_that_joins_a_volume_in_use_is_refused(
+    host: HostTree, planned: Path, newcomer: Path, tmp_path: Path
+) -> None:
+    """As when a volume group is extended by a new disk: its volume is mounted, the disk itself is not."""
+    with loop_device(tmp_path / "volume", 16 * MIB) as device:
+        volume = host.add_disk("dm-0", device, "")
+        (host.sys / "block/sda/holders/dm-0").symlink_to(volume)
+        run("mkfs.ext4", "-q", device)
+        mountpoint = tmp_path / "data"
+        mountpoint.mkdir()
+        run("mount", device, mountpoint)
+        try:
+            subject = looked_at(host, planned)
+            assert subject.in_use() == []
+            (host.sys / "block/sdb/holders/dm-0").symlink_to(volume)
+            assert subject.in_use() == [{"device": "/dev/sdb", "mounts": [str(mountpoint)]}]
+        finally:
+            run("umount", mountpoint)
+
+
+def test_another_path_to_a_planned_disk_is_none_of_its_own(host: HostTree, newcomer: Path, tmp_path: Path) -> None:
+    """Multipath: the map is what is migrated, sda and sdb lead to it."""
+    with loop_device(tmp_path / "map", 16 * MIB) as device:
+        map_of_both = host.add_disk("dm-0", device, "")
+        for name in ("sda", "sdb"):
+            (host.sys / "block" / name / "holders/dm-0").symlink_to(map_of_both)
+        run("mkfs.ext4", "-q", device)
+        mountpoint = tmp_path / "data"
+        mountpoint.mkdir()
+        run("mount", device, mountpoint)
+        try:
+            assert looked_at(host, device).in_use() == []
+        finally:
+            run("umount", mountpoint)
+
+
+def test_images_that_are_mounted_are_files_of_a_disk(host: HostTree, planned: Path, tmp_path: Path) -> None:
+    """Loop devices and memory, which the real /sys of this host has too."""
+    with loop_device(tmp_path / "image", 16 * MIB) as device:
+        host.add_disk("loop7", device, "")
+        run("mkfs.ext4", "-q", device)
+        mountpoint = tmp_path / "snap"
+        mountpoint.mkdir()
+        run("mount", device, mountpoint)
+        try:
+            assert looked_at(host, planned).in_use() == []
+        finally:
+            run("umount", mountpoint)
