@@ -120,9 +120,11 @@ boot-matrix: setup $(VENV)/.packages-virtual $(VENV)/.packages-uml ## The same f
 ROUNDS ?= 20
 SEED ?= 1
 FIRST ?= 0
+MINUTES ?=
 .PHONY: stress
-stress: setup ## Replicate working filesystems under faults: ROUNDS=20 SEED=1 (ten seconds a round)
-	PYTHONPATH=.:agent:tests/unit/agent $(PYTHON) tests/stress.py --rounds $(ROUNDS) --seed $(SEED) --first $(FIRST)
+stress: setup ## Replicate working filesystems under faults: ROUNDS=20 or MINUTES=480, SEED=1 or new (15 s a round)
+	PYTHONPATH=.:agent:tests/unit/agent $(PYTHON) tests/stress.py --seed $(SEED) --first $(FIRST) \
+	  $(if $(MINUTES),--minutes $(MINUTES),--rounds $(ROUNDS))
 
 $(VENV)/bench/.ready: tests/bench/requirements.txt
 	/usr/bin/python3 -m venv $(@D)
