@@ -312,7 +312,8 @@ class Copy:
         for _round in range(_REPAIR_ROUNDS):
             roots, root = self.replicator.roots()
             answer = self.replicator.request(cancelled, "verify")
-            if answer.get("root_hash") == root:
+            # What neither side knows has the same root on both.
+            if answer.get("root_hash") == root and self.replicator.complete:
                 return roots, root
             self.replicator.refresh(cancelled)
             log.warning("verification found that the target differs")

@@ -170,6 +170,18 @@ class PassWork:
             return self._everything.ranges(key)
         return self._source.ranges(key)
 
+    @property
+    def wanted_whole(self) -> list[ExtentKey]:
+        """Extents that were to be read as a whole and are not finished."""
+        with self._condition:
+            return list(self._whole)
+
+    @property
+    def wanted_disks(self) -> list[int]:
+        """Disks that were to be gone through, of which something may not be finished."""
+        with self._condition:
+            return list(self._whole_disks)
+
     def count(self, **amounts: int) -> None:
         with self._condition:
             for name, amount in amounts.items():

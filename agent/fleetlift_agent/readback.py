@@ -93,10 +93,21 @@ class ReadBack:
             if found == known:
                 self._confirm(extent)
                 return True
-            self._manifest.set(extent, UNKNOWN)
-            self._set(extent, _OPEN)
-            self.damaged += 1
+            self._forget(extent)
             return False
+
+    def holds(self, extent: int, digest: bytes) -> bool:
+        """The extent was just read and has this digest. False when the manifest said otherwise, and now nothing.
+
+        Where it said nothing it goes on to: that content is on the disk does not make it the source's.
+        """
+        with self._lock:
+            known = self._manifest.get(extent)
+            if known == digest:
+                self._confirm(extent)
+            elif known != UNKNOWN:
+                self._forget(extent)
+            return known in (digest, UNKNOWN)
 
     def next_due(self) -> int | None:
         """An extent that waits to be read back, what was written since before what was read long ago.
@@ -149,6 +160,11 @@ class ReadBack:
         # Counted as they change: this is asked after every extent, and of a large disk there are millions.
         self._pending += (state == _WRITTEN) - (self._states[extent] == _WRITTEN)
         self._states[extent] = state
+
+    def _forget(self, extent: int) -> None:
+        self._manifest.set(extent, UNKNOWN)
+        self._set(extent, _OPEN)
+        self.damaged += 1
 
     def _leave(self, extent: int, token: object) -> bool:
         """Whether the reader could read in peace."""

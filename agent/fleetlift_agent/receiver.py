@@ -244,20 +244,20 @@ class Worker:
         return self._hash.leaves(disk.read(extent, self._buffer))
 
     def _kept_leaves(self, disk: ReplicaDisk, key: ExtentKey) -> bytes | None:
-        """The leaves that the manifest vouches for, where they are known without reading."""
+        """The extent's leaves, where they are known without reading: as the manifest has them, if it has any."""
         digest, length = disk.manifest.get(key.extent), disk.length(key.extent)
         if digest == self._hash.zero_digest(length):
             return self._hash.zero_leaves(length)
         leaves = self._session.recall(key)
-        return leaves if leaves is not None and self._hash.digest(leaves) == digest else None
+        return leaves if leaves is not None and digest in (UNKNOWN, self._hash.digest(leaves)) else None
 
     def _tell_leaves(self, key: ExtentKey) -> None:
         disk = self._disk(key.disk, key.extent)
         leaves = self._kept_leaves(disk, key)
         if leaves is None:
             leaves = self._own_leaves(disk, key.extent)
-            disk.manifest.set(key.extent, self._hash.digest(leaves))
-            disk.read_back.seen(key.extent)
+            if not disk.read_back.holds(key.extent, self._hash.digest(leaves)):
+                _report_damage(disk, key.extent)
             self._session.remember(key, leaves)
         self._connection.send(wire.LEAVES, wire.Leaves(key, leaves).pack())
 
@@ -273,9 +273,8 @@ class Worker:
         disk = self._disk(write.key.disk, write.key.extent)
         extent = write.key.extent
         length = disk.length(extent)
-        if write.ranges[-1].first + write.ranges[-1].count > sub_block_count(length) or write.raw_length != data_bytes(
-            write.ranges, length
-        ):
+        end = max((part.first + part.count for part in write.ranges), default=0)
+        if end > sub_block_count(length) or write.raw_length != data_bytes(write.ranges, length):
             raise wire.malformed("the ranges of a write do not fit its extent or its content")
         content = self._content[: write.raw_length]
         if write.codec == CODEC_NONE and packed == write.raw_length:
@@ -537,7 +536,7 @@ class Receiver:
     def _prove(self, session: Session, disk: ReplicaDisk, extent: int, buffer: memoryview) -> None:
         key = ExtentKey(self._disks.index(disk), extent)
         if not disk.read_back.check(extent, buffer, functools.partial(session.digest, key)):
-            log.error("disk %s: extent %d does not hold what was written to it", disk.id, extent)
+            _report_damage(disk, extent)
             session.forget(key)
 
     def _lend_buffer(self, work: Callable[[memoryview], None]) -> None:
@@ -704,6 +703,10 @@ class Receiver:
             "features": {"hash": session.features.hash, "compression": session.features.compression},
             "blank": blank,
         }
+
+
+def _report_damage(disk: ReplicaDisk, extent: int) -> None:
+    log.error("disk %s: extent %d does not hold what was written to it", disk.id, extent)
 
 
 def tune(raw: socket.socket, peer_timeout: float) -> None:

@@ -712,11 +712,13 @@ class Pipeline:
                 return
             item = self._completed(item, answer.leaves)
         ranges = self._ranges(item, answer.leaves)
-        if ranges:
-            self._jobs.put(_Send(item, ranges))
-        else:
-            self._disks[item.key.disk].confirm(item.key.extent, item.digest, item.fingerprint)
+        disk = self._disks[item.key.disk]
+        if not ranges and item.digest == disk.manifest.get(item.key.extent):
+            disk.confirm(item.key.extent, item.digest, item.fingerprint)
             self._settle(item.key, item.buffer, item.read)
+        else:
+            # Without ranges too: for what it merely holds the target does not vouch before it is told that it is right.
+            self._jobs.put(_Send(item, ranges))
 
     def _judge(self, suspect: _Suspect, told: bytes) -> None:
         """Say where the target is wrong. Nothing is sent: what changed since is what another pass knows of."""
@@ -912,7 +914,15 @@ class Replicator:
             session.blank = [False] * len(self.disks)
 
         self._hand_over(work)
-        self._persist(attempt, cancelled, work)
+        try:
+            self._persist(attempt, cancelled, work)
+        except BaseException:
+            # What is owed stays so until the target has it.
+            for key in work.wanted_whole:
+                self._owed.add(*key)
+            for disk in work.wanted_disks:
+                self._owed.add_disk(disk)
+            raise
 
     def _hand_over(self, work: PassWork) -> None:
         work.redo(self._owed.keys, self._owed.disks)

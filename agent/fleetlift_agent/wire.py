@@ -20,7 +20,7 @@ from fleetlift_agent.extents import EXTENT, SUB_BLOCKS, Range
 from fleetlift_agent.hashing import DIGEST, LEAF
 
 MAGIC = b"FLEETLFT"
-PROTOCOL = 2
+PROTOCOL = 3
 _PREAMBLE = struct.Struct(">8sHH")
 PREAMBLE_SIZE = _PREAMBLE.size
 _HEADER = struct.Struct(">BBHI")
@@ -217,7 +217,7 @@ def _key_and_hashes(data: bytes | memoryview, size: int) -> tuple[ExtentKey, byt
 
 @dataclass(frozen=True)
 class Write:
-    """New content for some sub-blocks of one extent.
+    """New content for some sub-blocks of one extent; for none, when the target was found to hold all of it.
 
     digest is the extent's digest afterwards, content_hash is H(concatenated leaves of the
     data sub-blocks), raw_length their bytes before compression.
@@ -256,7 +256,7 @@ def write_head_size(fixed: memoryview) -> int:
     if len(fixed) != WRITE_FIXED:
         raise malformed("a write is shorter than its header")
     count = _WRITE.unpack(fixed)[1]
-    if not 1 <= count <= SUB_BLOCKS:
+    if count > SUB_BLOCKS:
         raise malformed(f"a write with {count} ranges")
     return int(WRITE_FIXED + count * _RANGE.size)
 

@@ -14,6 +14,7 @@ from typing import Any, Callable
 import pytest
 from fleetlift_agent.connection import ConnectionLost
 from fleetlift_agent.copying import Copy
+from fleetlift_agent.errors import AgentError
 from fleetlift_agent.extents import EXTENT
 from fleetlift_agent.mask import NullMask
 from fleetlift_agent.passes import Counters, DirtySource, NothingNew, PassWork, Ranges
@@ -28,7 +29,11 @@ class SlowState:
     """A state whose ticker is slow: it says what it knew a while ago."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Any] = {"totals": {field.name: 0 for field in fields(Counters)}, "passes": []}
+        self.values: dict[str, Any] = {
+            "totals": {field.name: 0 for field in fields(Counters)},
+            "passes": [],
+            "disks": [],
+        }
         self.ticking = threading.Event()
         self.go_on = threading.Event()
 
@@ -135,6 +140,8 @@ class Passes:
         assert len(self.kinds) < 20
         self.during(work.kind)
 
+    def refresh(self, _cancelled: Any) -> None: ...
+
     def request(self, _cancelled: Any, _operation: str) -> dict[str, Any]:
         return {"pending": 0, "damaged": 0, "sweeps": [0]}
 
@@ -184,3 +191,15 @@ def test_audit_is_made_up_for_once_the_storm_is_over() -> None:
     with pytest.raises(Cancelled):
         copy.keep_in_sync(lambda: time.monotonic() - begun > 1.5)
     assert len(passes.kinds) == seen
+
+
+def test_what_neither_side_knows_is_not_verified() -> None:
+    """The digests of both sides are the same, but of an extent there is none."""
+    copy, _tracker, passes = stormy()
+    passes.roots = lambda: (["00"], "00")  # type: ignore[method-assign]
+    passes.request = lambda *_words, **_more: {"root_hash": "00"}  # type: ignore[method-assign]
+    assert copy.verify(lambda: False, lambda _phase: None) == (["00"], "00")
+    passes.complete = False
+    with pytest.raises(AgentError, match="VERIFY_FAILED"):
+        copy.verify(lambda: False, lambda _phase: None)
+    assert passes.kinds == ["repair"] * 3

@@ -30,6 +30,15 @@ def test_memory_manifest_keeps_what_was_set(values: dict[int, bytes]) -> None:
     assert [manifest.get(extent) for extent in range(manifest.count)] == expected
     assert manifest.slice(2, 5) == b"".join(expected[2:7])
     assert manifest.blank == (set(expected) == {UNKNOWN})
+    assert manifest.complete == (UNKNOWN not in expected)
+
+
+@given(st.lists(st.sampled_from([UNKNOWN, b"x" * 32, b"x" + bytes(31), bytes(31) + b"x"]), min_size=11, max_size=11))
+def test_memory_manifest_is_complete_when_no_digest_is_missing(digests: list[bytes]) -> None:
+    manifest = MemoryManifest(10 * EXTENT + 512)
+    for extent, digest in enumerate(digests):
+        manifest.set(extent, digest)
+    assert manifest.complete == (UNKNOWN not in digests)
 
 
 def test_file_manifest_survives_its_process(tmp_path: Path) -> None:

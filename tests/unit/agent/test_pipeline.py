@@ -14,15 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable
 
+import pytest
 from fleetlift_agent import wire
+from fleetlift_agent.bucket import TokenBucket
 from fleetlift_agent.compression import Economy, load_codec
 from fleetlift_agent.connection import ConnectionLost
 from fleetlift_agent.extents import EXTENT, SUB_BLOCK
+from fleetlift_agent.hash_pool import HashPool
 from fleetlift_agent.hashing import UNKNOWN, NullDetector, load_hash
 from fleetlift_agent.mask import NullMask
-from fleetlift_agent.passes import PassWork, Ranges, WholeDisks
+from fleetlift_agent.passes import NothingNew, PassWork, Ranges, WholeDisks
 from fleetlift_agent.reader import BufferPool
-from fleetlift_agent.sender import Pipeline, SenderDisk
+from fleetlift_agent.sender import Cancelled, Losses, Pipeline, Replicator, Route, SenderDisk, pool_size
 from fleetlift_agent.wire import ExtentKey
 from loop_pair import wait_for
 
@@ -296,3 +299,73 @@ def test_audit_does_not_judge_a_target_that_holds_something_else_than_it_vouched
             session.on_ack([ExtentKey(0, 0)])
     assert subject.error is None
     assert not told
+
+
+def test_extent_that_the_target_was_found_to_hold_is_done_when_it_vouches_for_it() -> None:
+    session = Session(economy)
+    session.blank = [False]
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        content = bytearray(os.urandom(EXTENT))
+        file.write(content)
+        file.flush()
+        subject = Pass(session, Source(1, file.fileno()), NullMask())
+        leaves = HASH.leaves(memoryview(content))
+
+        def frames(kind: int) -> list[bytes]:
+            return [part for connection in session.connections for each, part in connection.frames if each == kind]
+
+        with subject.running():
+            wait_for(lambda: frames(wire.LEAVES_REQUEST), "the target is asked")
+            assert session.on_leaves is not None and session.on_ack is not None
+            session.on_leaves(wire.Leaves(ExtentKey(0, 0), leaves))
+            (head,) = wait_for(lambda: frames(wire.WRITE), "the target is told")
+            write = wire.parse_write(memoryview(head))
+            assert (write.ranges, write.raw_length, write.digest) == ((), 0, HASH.digest(leaves))
+            assert not subject.work.wait(0.3)
+            session.on_ack([ExtentKey(0, 0)])
+    assert subject.error is None
+    assert subject.disk.manifest.get(0) == HASH.digest(leaves)
+    assert subject.work.counters.bytes_skipped == EXTENT
+    assert subject.work.counters.bytes_changed == 0
+
+
+class Interrupted(Replicator):
+    """A replicator whose passes are given up after they finished the first extent that they took."""
+
+    def _persist(
+        self, attempt: Callable[..., None], cancelled: Callable[[], bool], work: PassWork | None = None
+    ) -> None:
+        assert work is not None
+        taken = work.take()
+        assert taken is not None
+        work.finish(taken[0])
+        work.take()
+        raise Cancelled
+
+
+def test_what_is_owed_stays_so_when_its_pass_is_given_up() -> None:
+    hashes = HashPool(pool_size(4))
+    route = Route("192.0.2.1", 443, None, 4, 60.0)  # type: ignore[arg-type]
+    subject = Interrupted(
+        migration="web1",
+        disks=[SenderDisk("d0", Source(9), "serial")],
+        route=route,
+        bucket=TokenBucket(None),
+        stalled=lambda _reason: None,
+        mask=NullMask(),
+        scanning=lambda _disk: False,
+        hashes=hashes,
+    )
+    losses = Losses()
+    for extent in (2, 5, 7):
+        losses.lost.add(0, extent)
+    subject._owe(losses)
+    owed = {2, 5, 7}
+    for left in (2, 1, 0):
+        work = PassWork(1, "delta", NothingNew(), subject.sizes)
+        with pytest.raises(Cancelled):
+            subject.run_pass(work, lambda: True)
+        still = {key.extent for key in subject._owed.keys}
+        assert still < owed and len(still) == left
+        assert subject.owes == bool(left)
+        owed = still

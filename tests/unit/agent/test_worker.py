@@ -262,3 +262,42 @@ def test_content_of_another_length_than_announced_is_refused(scene: Scene) -> No
     with pytest.raises(AgentError, match="WIRE_CONTENT_DAMAGED"):
         scene.serve((kind, payload[:-1]))
     assert scene.loop.file.stat().st_blocks == 0
+
+
+def test_asking_for_leaves_makes_nobody_vouch_for_them(scene: Scene) -> None:
+    """That the target holds something does not make it the source's: the next sender must not believe so."""
+    content = os.urandom(MIB)
+    scene.loop.write(MIB, content)
+    ((_kind, payload),) = scene.serve((wire.LEAVES_REQUEST, keys(1)))
+    assert wire.parse_leaves(payload).leaves == HASH.leaves(memoryview(content))
+    assert scene.disk.manifest.get(1) == bytes(32)
+    answers = scene.serve((wire.LEAVES_REQUEST, keys(1)), write_of(1, content, ()))
+    assert [kind for kind, _payload in answers] == [wire.LEAVES, wire.ACK]
+    assert scene.disk.manifest.get(1) == HASH.extent_digest(memoryview(content))
+    assert list(scene.disk.read_back.unproved(None)) == [1]
+    assert scene.loop.content()[MIB : 2 * MIB] == content
+
+
+def test_what_is_found_damaged_when_its_leaves_are_asked_for_is_not_vouched_for(scene: Scene) -> None:
+    content = os.urandom(MIB)
+    scene.serve(write_of(1, content))
+    scene.loop.write(MIB + 5000, b"garbage")
+    # Another session, which has no leaves in memory.
+    ((_kind, payload),) = scene.serve((wire.LEAVES_REQUEST, keys(1)))
+    damaged = scene.loop.content()[MIB : 2 * MIB]
+    assert wire.parse_leaves(payload).leaves == HASH.leaves(memoryview(damaged))
+    assert scene.disk.manifest.get(1) == bytes(32)
+    assert (scene.disk.read_back.damaged, scene.disk.read_back.pending) == (1, 0)
+    # What is sent now is put together with what the disk holds, not with what it should hold.
+    with pytest.raises(AgentError, match="CONTENT_MISMATCH"):
+        scene.serve((wire.LEAVES_REQUEST, keys(1)), write_of(1, content, (Range(9, 1, False),)))
+    scene.serve((wire.LEAVES_REQUEST, keys(1)), write_of(1, content, (Range(1, 1, False),)))
+    assert scene.loop.content()[MIB : 2 * MIB] == content
+    assert read_back(scene, 1)
+
+
+def test_nobody_vouches_for_content_that_is_not_there(scene: Scene) -> None:
+    scene.loop.write(MIB, os.urandom(MIB))
+    with pytest.raises(AgentError, match="CONTENT_MISMATCH"):
+        scene.serve(write_of(1, os.urandom(MIB), ()))
+    assert scene.disk.manifest.get(1) == bytes(32)
