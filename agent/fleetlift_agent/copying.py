@@ -123,23 +123,26 @@ class Copy:
 
     def _catch_up_with_changes(self, tracker: Tracker, cancelled: Cancellation) -> None:
         backlogs: list[int] = []
+        rescans = 0
         while True:
             self._state.update(phase="delta_sync" if self._synced_once else "initial_sync")
             self._send_changes(cancelled)
-            backlogs.append(self._look())
-            # A disk that is to be read once more may be small enough; but a ring that overflows during every pass would
-            # have it so for ever.
-            fits = self._meter.forecast(time.monotonic()).fits(self.max_downtime) and not tracker.state().rescan
+            backlog = self._look()
+            if tracker.state().rescan:
+                # What waits is a disk, which says nothing of the writers. But a ring that overflows in every pass would
+                # have it so for ever.
+                rescans += 1
+                if rescans >= self.max_passes:
+                    break
+                continue
+            rescans = 0
+            backlogs.append(backlog)
+            fits = self._meter.forecast(time.monotonic()).fits(self.max_downtime)
             if fits or not shrinks(backlogs) or len(backlogs) >= self.max_passes:
                 break
         if self._audit_due:
             self._state.update(phase="delta_sync")
-            self._audit(cancelled)
-            if self.tracking:
-                self._send_changes(cancelled)
-                self._look()
-            else:
-                self._catch_up_in_full(cancelled)
+            self._audit_or_start_over(cancelled)
 
     def _catch_up_in_full(self, cancelled: Cancellation) -> None:
         run: list[dict[str, Any]] = []
@@ -157,7 +160,7 @@ class Copy:
             self._send_changes(cancelled)
             self._look()
         if self._audit_due:
-            self._audit(cancelled)
+            self._audit_or_start_over(cancelled)
         self._proved(cancelled)
 
     def _send_changes(self, cancelled: Cancellation) -> None:
@@ -165,7 +168,7 @@ class Copy:
         tracker = self._follow()
         tracker.drain()
         began = time.monotonic()
-        scanned = [number for number in range(len(self._disks)) if tracker.scanning(number)]
+        scanned = self._scanned(tracker)
         if scanned:
             for number in scanned:
                 self._mask.begin(number)
@@ -193,6 +196,9 @@ class Copy:
             raise
         tracker.settle()
 
+    def _scanned(self, tracker: Tracker) -> set[int]:
+        return {number for number in range(len(self._disks)) if tracker.scanning(number)}
+
     def _scanning(self, disk: int) -> bool:
         return self._tracker is None or self._tracker.scanning(disk)
 
@@ -218,6 +224,13 @@ class Copy:
             log.error("change tracking is not used: %s", reason)
             tracker.close(remove=True)
             self._tracker = NullTracker(self._disks, reason)
+        self._send_changes(cancelled)
+        self._look()
+
+    def _audit_or_start_over(self, cancelled: Cancellation) -> None:
+        self._audit(cancelled)
+        if not self.tracking:
+            self._catch_up_in_full(cancelled)
 
     # The proof: what was written is read back from the target's disks.
 
@@ -273,6 +286,9 @@ class Copy:
             self.replicator.refresh(cancelled)
             self._repair(cancelled)
         self.reduce(cancelled)
+        if self._audit_due:
+            # It was put off, or an earlier order to cut over came in between.
+            self._audit(cancelled)
 
     def reduce(self, cancelled: Cancellation) -> None:
         """Have less for the last pass."""
@@ -288,15 +304,22 @@ class Copy:
         tracker = self._follow()
         tracker.drain()
         self._mask.conclude(tracker.mark, frozen=frozen)
+        if self._audit_wanted and self.tracking:
+            log.warning("changes were tracked and nobody has seen that to be right: the last pass reads everything")
+            for number in range(len(self._disks)):
+                tracker.rescan(number)
 
     def finish(self, *, frozen: bool, cancelled: Cancellation) -> None:
         """The last pass. Raises SOURCE_KEEPS_CHANGING when a frozen source does not come to rest."""
         tracker = self._follow()
         for _round in range(_LAST_PASSES):
+            read_in_full = self._scanned(tracker)
             self._settled_pass("final", cancelled)
             tracker.drain()
-            at_rest = not tracker.dirty_bytes() or not self._passes[-1]["bytes_changed"]
-            if not self.tracking or not frozen or (at_rest and not tracker.state().rescan):
+            changed = self._passes[-1]["bytes_changed"]
+            # A tracker that cannot learn any more has everything read in every pass: what is equal then is at rest.
+            at_rest = not changed and self._scanned(tracker) <= read_in_full or not tracker.dirty_bytes()
+            if not self.tracking or not frozen or at_rest:
                 return
         raise AgentError(
             "SOURCE_KEEPS_CHANGING",

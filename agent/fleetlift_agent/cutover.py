@@ -149,6 +149,8 @@ class Cutover:
             # Opened beforehand: while frozen nothing new can be looked up or started.
             self._mounts = self._quiesce.mounts()
             self._freezer = self._quiesce.freezer(self._mounts, options.freeze_timeout)
+        # Once more: the approach may have taken hours.
+        self._quiesce.unplanned.refuse()
         self._show(phase="stopping_services", quiesced_at=time.time())
         with self._timed("stop_services"):
             self._stopped = list(manager.stop(options.services, options.service_timeout))

@@ -346,11 +346,24 @@ def sysfs_of(number: int, sys: Path = Path("/sys")) -> Path:
 def appearance_of(number: int, sys: Path = Path("/sys")) -> int:
     """What tells a disk from another one, or from itself, that had this number before in the same boot.
 
-    The kernel counts disks as they appear (diskseq, since Linux 5.15); before that a new directory in /sys tells.
+    The kernel counts disks as they appear (diskseq, since Linux 5.15); before that a new directory in /sys tells, but
+    its number may be given out again. 0 for a disk that /sys does not have.
     """
     block = sysfs_of(number, sys)
     text = _attribute(block / "diskseq")
-    return int(text) if text.isdigit() else block.stat().st_ino
+    if text.isdigit():
+        return int(text)
+    try:
+        return block.stat().st_ino
+    except OSError:
+        return 0
+
+
+def activity_of(number: int, sys: Path = Path("/sys")) -> list[int]:
+    """How many reads and writes the disk has completed since it appeared; empty where /sys does not tell."""
+    fields = _attribute(sysfs_of(number, sys) / "stat").split()
+    # Documentation/block/stat.rst
+    return [int(fields[0]), int(fields[4])] if len(fields) > 4 else []
 
 
 def device_family(number: int, sys: Path = Path("/sys")) -> list[int]:
@@ -402,7 +415,8 @@ def mounts_on(
 def parse_mountinfo(text: str) -> list[MountRecord]:
     """The mounts in the text of a mountinfo file (proc(5))."""
     records = []
-    for line in text.splitlines():
+    # Not splitlines: a name may hold what that takes for the end of a line.
+    for line in filter(None, text.split("\n")):
         fields = line.split(" ")
         dash = fields.index("-", 6)
         major, minor = fields[2].split(":")

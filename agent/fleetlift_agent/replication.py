@@ -215,7 +215,8 @@ class Replication:
     def publish(self) -> None:
         """Put the counters of the running pass into the state, and from time to time what came into use here."""
         self._copy.publish()
-        settled = self._cutover is None or self._cutover.finished
+        cutover = self._cutover
+        settled = cutover is None or cutover.finished
         if settled and time.monotonic() - self._looked_around > _LOOK_AROUND_SECONDS:
             self._looked_around = time.monotonic()
             self._look_around()

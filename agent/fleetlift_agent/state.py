@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, Callable
 
 from fleetlift_agent import __version__
+
+log = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _INTERVAL = 1.0
@@ -113,7 +116,10 @@ class State:
 
     def _tick(self, refresh: Callable[[], None]) -> None:
         while not self._stopping.wait(_INTERVAL):
-            refresh()
+            try:
+                refresh()
+            except Exception:  # Whoever watches would take the last state for the present one.
+                log.exception("the state could not be brought up to date")
             with self._lock:
                 self._write()
 

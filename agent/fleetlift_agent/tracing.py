@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import logging
 import mmap
 import os
 import platform
@@ -27,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fleetlift_agent.devices import appearance_of, device_size
+from fleetlift_agent.devices import activity_of, appearance_of, device_size
 from fleetlift_agent.dirty import DirtyExtents, DirtyMap
 from fleetlift_agent.memory import c_library
 from fleetlift_agent.passes import DirtySource, Ranges, WholeDisks
@@ -35,6 +36,8 @@ from fleetlift_agent.state import read_boot_id, write_json
 from fleetlift_agent.trace_format import SECTOR, Decoder, Page, TraceFormatError
 from fleetlift_agent.tracefs import Instance, TraceRoot, TracingUnavailableError, find_tracefs, kernel_number
 from fleetlift_agent.wire import ExtentKey
+
+log = logging.getLogger(__name__)
 
 # Reasons of a rescan, as state.json carries them.
 EVENTS_LOST = "EVENTS_LOST"
@@ -281,16 +284,15 @@ class ChangeTracker:
         self._reading = threading.Lock()
         self._stopping = threading.Event()
         self._beat = time.monotonic()
+        self._rings: list[int] = []
         with contextlib.ExitStack() as stack:
+            stack.callback(self._close_rings)
             page, event = instance.layouts()
             self._decoder = Decoder(page, event)
-            self._rings: list[int] = []
-            for ring in instance.rings():
-                fd = os.open(ring / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                stack.callback(os.close, fd)
-                self._rings.append(fd)
+            self._open_rings()
             self._buffer_kib = int(instance.read("buffer_total_size_kb"))
-            self._pages = max(2, (self._buffer_kib << 10) // page.size + 2 * len(self._rings))
+            self._ring_count = len(self._rings)
+            self._pages = max(2, (self._buffer_kib << 10) // page.size + 2 * self._ring_count)
             self._devices: list[int] = []
             for disk in disks:
                 fd = os.open(disk.device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
@@ -346,7 +348,8 @@ class ChangeTracker:
         except (FileNotFoundError, ValueError):
             return None
         identity = _identity(instance_name(migration, disks), disks)
-        if record != {**identity, "overrun": record.get("overrun"), "read": record.get("read")}:
+        counted = {name: record.get(name) for name in ("overrun", "read", "activity")}
+        if record != {**identity, **counted} or _restarted(counted["activity"], _activity(disks)):
             return None
         root = find_tracefs(directory)
         instance = Instance(root.path, instance_name(migration, disks))
@@ -430,6 +433,14 @@ class ChangeTracker:
             self._root.close()
             shutil.rmtree(self._directory / "dirty")
 
+    def _open_rings(self) -> None:
+        for ring in self._instance.rings():
+            self._rings.append(os.open(ring / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
+    def _close_rings(self) -> None:
+        while self._rings:
+            os.close(self._rings.pop())
+
     def _release(self) -> None:
         self._stopping.set()
         if self._thread.ident is not None:
@@ -508,8 +519,11 @@ class ChangeTracker:
     def _check_health(self) -> None:
         complaint = self._instance.complaint(self._numbers)
         if complaint is not None:
-            self._rescan_all(INSTANCE_CHANGED, complaint, standing=True)
-            return
+            if not self._renew():
+                self._rescan_all(INSTANCE_CHANGED, self._standing or complaint, standing=True)
+                return
+            # After that: what is read from now on is read while changes are tracked again.
+            self._rescan_all(INSTANCE_CHANGED, complaint)
         self._standing = None
         counters = self._instance.counters()
         if counters.read < self._read or counters.overrun < self._overrun:
@@ -520,6 +534,21 @@ class ChangeTracker:
         self._overrun, self._read = counters.overrun, counters.read
         for index, fd in enumerate(self._devices):
             self._check_size(index, fd)
+
+    def _renew(self) -> bool:
+        """Have another instance in place of one that somebody changed or removed; whether that could be done."""
+        each = self._buffer_kib // max(1, self._ring_count)
+        self._close_rings()
+        try:
+            self._instance.remove()
+            self._instance.create(max(1, each), self._numbers)
+            self._instance.leave_out_reads(self._numbers)
+            self._open_rings()
+        except OSError as error:
+            log.warning("the trace instance cannot be made again: %s", error)
+            return False
+        self._overrun = self._read = 0
+        return True
 
     def _check_size(self, index: int, fd: int) -> None:
         try:
@@ -551,7 +580,8 @@ class ChangeTracker:
     def _remember(self) -> None:
         """Keep what `attach` compares: counters that only ever grow, so that an old record is on the safe side."""
         identity = _identity(self._instance.path.name, self._disks)
-        write_json(self._directory / "dirty/tracker.json", {**identity, "overrun": self._overrun, "read": self._read})
+        counted = {"overrun": self._overrun, "read": self._read, "activity": _activity(self._disks)}
+        write_json(self._directory / "dirty/tracker.json", {**identity, **counted})
 
     def _check_every_disk_is_traced(self) -> None:
         """Read a block of every disk and see it in the ring: some drivers (bio-based ones) are not traced so."""
@@ -580,6 +610,16 @@ def _identity(name: str, disks: Sequence[TrackedDisk]) -> dict[str, Any]:
         # A disk that was away meanwhile was perhaps written elsewhere, and comes back under its number.
         "disks": [[disk.id, *disk.number, disk.size, disk.appearance] for disk in disks],
     }
+
+
+def _activity(disks: Sequence[TrackedDisk]) -> list[list[int]]:
+    return [activity_of(os.makedev(*disk.number)) for disk in disks]
+
+
+def _restarted(before: Any, now: list[list[int]]) -> bool:
+    """Whether a disk counts from the beginning: it is another one, or was away, whatever else says it is the same."""
+    pairs = zip(before or [], now)
+    return any(later < earlier for counts in pairs for earlier, later in zip(*counts))
 
 
 def _wait_for_running_tracepoints() -> None:

@@ -6,11 +6,21 @@
 from __future__ import annotations
 
 import re
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fleetlift_agent.devices import block_number, device_family, mounts_on, number_of
+from fleetlift_agent.devices import (
+    MountRecord,
+    appearance_of,
+    block_number,
+    device_family,
+    mounted_btrfs,
+    number_of,
+    parse_mountinfo,
+)
 from fleetlift_agent.errors import AgentError
 
 # Devices in /sys/block that are no disk of the server: in memory, made of other devices, or with exchangeable media.
@@ -20,10 +30,18 @@ NO_DISK = re.compile(
 )
 
 
+# Documentation/ABI/testing/sysfs-fs-btrfs
+_BTRFS = Path("/sys/fs/btrfs")
+# A device may vanish while it is looked at.
+_ATTEMPTS = 5
+
+
 class UnplannedDisks:
     """Whole disks with something mounted that neither are migrated nor were left behind on purpose.
 
-    planned: the disks that are migrated. left_behind: paths of others that were in use when that was decided.
+    planned: the disks that are migrated. left_behind: paths of others, as they are now. A disk that is given such a
+    path later is another one; and one that joins a volume of what is migrated cannot be left behind any more. Nothing
+    is read from any disk, for some never answer.
     """
 
     def __init__(
@@ -32,34 +50,26 @@ class UnplannedDisks:
         left_behind: Sequence[str] = (),
         *,
         sys: Path = Path("/sys"),
-        dev: Path = Path("/dev"),
         mountinfo: Path = Path("/proc/self/mountinfo"),
     ) -> None:
-        self._planned = {block_number(path) for path in planned}
-        self._left_behind = frozenset(left_behind)
         self._sys = sys
-        self._dev = dev
         self._mountinfo = mountinfo
+        self._planned = frozenset(number for number in map(block_number, planned) if number is not None)
+        # With the volumes that it had in common with what is migrated when that was decided.
+        self._left_behind = {
+            appearance_of(number, sys): self._family(number) & self._carried()
+            for device, number in self._disks()
+            if device in left_behind
+        }
 
     def in_use(self) -> list[dict[str, Any]]:
         """For each its path as `device`, and where what it holds is mounted as `mounts`."""
-        found = []
-        for block in sorted((self._sys / "block").iterdir()):
-            device = "/dev/" + block.name.replace("!", "/")
-            if NO_DISK.fullmatch(block.name) or device in self._left_behind:
-                continue
+        for _attempt in range(_ATTEMPTS - 1):
             try:
-                family = tuple(device_family(number_of(block / "dev"), self._sys))
-                if self._planned.intersection(family):
-                    # One of them, or a path to one of them (multipath).
-                    continue
-                mounts = mounts_on(family, self._mountinfo, sys=self._sys, dev=self._dev)
-            except FileNotFoundError:
-                # It went away meanwhile.
-                continue
-            if mounts:
-                found.append({"device": device, "mounts": sorted({mount.mountpoint for mount in mounts})})
-        return found
+                return self._look()
+            except OSError:
+                time.sleep(0.05)
+        return self._look()
 
     def refuse(self) -> None:
         """Raise SOURCE_DISK_UNPLANNED when there is one."""
@@ -75,3 +85,57 @@ class UnplannedDisks:
             {"disks": found},
             subject="cutover",
         )
+
+    def _look(self) -> list[dict[str, Any]]:
+        mounted = self._mounted()
+        carried = self._carried()
+        found = []
+        for device, number in self._disks():
+            family = self._family(number)
+            mounts = {point for member in family for point in mounted.get(member, ())}
+            # Not one of the migrated disks, nor another path to one (multipath).
+            if mounts and not family & self._planned and not self._stays(number, family & carried):
+                found.append({"device": device, "mounts": sorted(mounts)})
+        return found
+
+    def _stays(self, number: int, shared: frozenset[int]) -> bool:
+        known = self._left_behind.get(appearance_of(number, self._sys))
+        return known is not None and shared <= known
+
+    def _disks(self) -> list[tuple[str, int]]:
+        blocks = sorted((self._sys / "block").iterdir())
+        return [
+            ("/dev/" + block.name.replace("!", "/"), number_of(block / "dev"))
+            for block in blocks
+            # The paths that NVMe hides behind its multipath have no device of their own.
+            if not NO_DISK.fullmatch(block.name) and (block / "dev").exists()
+        ]
+
+    def _family(self, number: int) -> frozenset[int]:
+        return frozenset(device_family(number, self._sys))
+
+    def _carried(self) -> frozenset[int]:
+        """What is made of the migrated disks."""
+        return frozenset().union(*map(self._family, self._planned)) - self._planned
+
+    def _mounted(self) -> dict[int, set[str]]:
+        """The mountpoints by the number of each device that a mounted filesystem lies on."""
+        mounted: dict[int, set[str]] = {}
+        for record in parse_mountinfo(self._mountinfo.read_text(encoding="utf-8", errors="surrogateescape")):
+            for number in self._devices_of(record):
+                mounted.setdefault(number, set()).add(record.mountpoint)
+        return mounted
+
+    def _devices_of(self, record: MountRecord) -> set[int]:
+        """Most filesystems carry the number of their device; btrfs makes one up and may have several devices."""
+        if record.filesystem != "btrfs":
+            return {record.device}
+        identity = mounted_btrfs(Path(record.mountpoint))
+        if identity is None:
+            # Hidden by another mount, or by the root of this process.
+            return set()
+        members = _BTRFS / str(uuid.UUID(bytes=identity)) / "devices"
+        if members.exists():
+            return {number_of(member / "dev") for member in members.iterdir()}
+        source = Path(record.source)
+        return {source.stat().st_rdev} if source.is_block_device() else set()

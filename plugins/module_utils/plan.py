@@ -77,7 +77,7 @@ class Assessment:
 
     pairs: tuple[Pair, ...]
     findings: tuple[Finding, ...]
-    # The paths of the source's disks that are in use and not paired; a blocker unless that was accepted.
+    # The paths of the source's disks that are not paired, when it was accepted that such disks are in use.
     left_behind: tuple[str, ...] = ()
 
     @property
@@ -262,7 +262,8 @@ def assess_source(
     return Assessment(
         pairs,
         tuple(by_severity(accept([*findings, *source_findings], accepted or {}))),
-        tuple(disk.path for disk in disks if disk.mounted and disk not in paired),
+        # Those that are not mounted now too: a disk for backups comes and goes.
+        tuple(sorted(disk.path for disk in disks if disk not in paired and "DISK_UNMAPPED" in (accepted or {}))),
     )
 
 

@@ -111,7 +111,8 @@ def device_path(name: str) -> str:
 def parse_mountinfo(text: str) -> list[Mount]:
     """The mounts in the text of /proc/self/mountinfo (proc(5)), in the order they were made."""
     mounts = []
-    for line in text.splitlines():
+    # Not splitlines: a name may hold what that takes for the end of a line.
+    for line in text.split("\n"):
         fields = line.split(" ")
         if "-" not in fields[6:]:
             continue
@@ -369,8 +370,11 @@ def _volumes(system: System, nodes: Sequence[Node]) -> list[Node]:
     while pending:
         for name in system.names(f"{pending.pop(0).sysfs}/holders"):
             if name not in [volume.name for volume in volumes]:
-                volumes.append(_node(system, name, f"/sys/block/{name}"))
-                pending.append(volumes[-1])
+                volume = _node(system, name, f"/sys/block/{name}")
+                # A RAID may be cut into partitions.
+                found = [volume, *_partitions(system, volume)]
+                volumes += found
+                pending += found
     return volumes
 
 

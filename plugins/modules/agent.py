@@ -91,7 +91,7 @@ options:
     default: true
   left_behind:
     description:
-      - Paths of disks that are in use on the source and stay behind, as RV(fleetlift.cvm.assess#module:left_behind)
+      - Paths of disks that may be in use on the source and stay behind, as RV(fleetlift.cvm.assess#module:left_behind)
         gives them. Any other disk from which something gets mounted keeps M(fleetlift.cvm.cutover) from beginning.
     type: list
     elements: str

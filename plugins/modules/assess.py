@@ -223,7 +223,9 @@ pairs:
       description: Size of the target's disk in bytes.
       type: int
 left_behind:
-  description: Paths of the source's disks that are in use and belong to no pair. That is a blocker unless accepted.
+  description:
+    - Paths of the source's disks that belong to no pair, when it was accepted that such disks are in use
+      (C(DISK_UNMAPPED)), as M(fleetlift.cvm.agent) takes them.
   returned: always, unless an option is not valid
   type: list
   elements: str

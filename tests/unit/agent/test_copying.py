@@ -94,6 +94,9 @@ class Overflowing:
 
     storm = True
 
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
     def drain(self) -> None: ...
 
     def changes(self) -> DirtySource:
@@ -103,7 +106,8 @@ class Overflowing:
 
     def give_back(self) -> None: ...
 
-    def rescan(self, disk: int) -> None: ...
+    def rescan(self, disk: int) -> None:
+        self.asked.append(disk)
 
     def mark(self, disk: int, start: int, end: int) -> None: ...
 
@@ -132,17 +136,22 @@ class Passes:
     def __init__(self) -> None:
         self.kinds: list[str] = []
         self.during: Callable[[str], None] = lambda _kind: None
+        self.change: Callable[[], int] = lambda: 0
+        self.differ: Callable[[ExtentKey, Ranges], None] = lambda _key, _ranges: None
 
     def connect(self, _cancelled: Any) -> None: ...
 
-    def run_pass(self, work: PassWork, *_arguments: Any) -> None:
+    def run_pass(self, work: PassWork, _cancelled: Any, differs: Callable[[ExtentKey, Ranges], None] | None) -> None:
         self.kinds.append(work.kind)
         assert len(self.kinds) < 20
+        work.count(bytes_changed=self.change())
+        if differs is not None:
+            self.differ = differs
         self.during(work.kind)
 
     def refresh(self, _cancelled: Any) -> None: ...
 
-    def request(self, _cancelled: Any, _operation: str) -> dict[str, Any]:
+    def request(self, _cancelled: Any, _operation: str, **_more: Any) -> dict[str, Any]:
         return {"pending": 0, "damaged": 0, "sweeps": [0]}
 
     def roots(self) -> Any:
@@ -184,8 +193,8 @@ def test_audit_is_made_up_for_once_the_storm_is_over() -> None:
     passes.during = during
     tracker.storm = False
     with pytest.raises(Cancelled):
-        copy.keep_in_sync(lambda: passes.kinds[-1] == "audit" and passes.kinds.count("audit") == 2)
-    assert passes.kinds[seen:] == ["audit", "rescan", "audit"]
+        copy.keep_in_sync(lambda: passes.kinds.count("audit") == 2)
+    assert passes.kinds[seen:] == ["audit", "rescan", "audit", "delta"]
     seen = len(passes.kinds)
     begun = time.monotonic()
     with pytest.raises(Cancelled):
@@ -203,3 +212,63 @@ def test_what_neither_side_knows_is_not_verified() -> None:
     with pytest.raises(AgentError, match="VERIFY_FAILED"):
         copy.verify(lambda: False, lambda _phase: None)
     assert passes.kinds == ["repair"] * 3
+
+
+def test_cutover_makes_up_for_the_audit_before_anything_stops() -> None:
+    copy, tracker, passes = stormy()
+    copy.catch_up(lambda: False)
+    tracker.storm = False
+    seen = len(passes.kinds)
+    copy.approach(None, lambda: False)
+    assert "audit" in passes.kinds[seen:]
+    copy.drain(frozen=True)
+    assert tracker.asked == []
+
+
+def test_last_pass_reads_everything_when_tracking_was_never_audited() -> None:
+    copy, tracker, passes = stormy()
+    copy.catch_up(lambda: False)
+    copy.approach(None, lambda: False)
+    assert "audit" not in passes.kinds
+    tracker.storm = False
+    copy.drain(frozen=True)
+    assert tracker.asked == [0]
+
+
+def test_audit_that_fails_while_the_proof_is_awaited_has_everything_read_again() -> None:
+    copy, tracker, passes = stormy()
+    copy.catch_up(lambda: False)
+    tracker.storm = False
+    seen = len(passes.kinds)
+
+    def during(kind: str) -> None:
+        if kind == "audit":
+            passes.differ(ExtentKey(0, 0), ((0, 4096),))
+
+    passes.during = during
+    answers = iter([1, 1])
+    passes.request = lambda *_words: {"pending": next(answers, 0), "sweeps": [0]}  # type: ignore[method-assign]
+    copy.catch_up(lambda: False)
+    assert not copy.tracking
+    assert passes.kinds[seen:].count("delta") >= 3
+    assert copy._state.get("sync")["mode"] == "rehash"
+
+
+@pytest.mark.parametrize(("changes", "passes_needed"), [([0], 1), ([5, 0], 2), ([5, 5, 0], 3)])
+def test_frozen_source_is_at_rest_when_a_full_reading_finds_nothing(changes: list[int], passes_needed: int) -> None:
+    """A tracker that cannot learn any more has everything read in every pass."""
+    copy, _tracker, passes = stormy()
+    copy.catch_up(lambda: False)
+    seen = len(passes.kinds)
+    found = iter(changes)
+    passes.change = lambda: next(found)
+    copy.finish(frozen=True, cancelled=lambda: False)
+    assert passes.kinds[seen:] == ["final"] * passes_needed
+
+
+def test_frozen_source_that_keeps_changing_is_refused() -> None:
+    copy, _tracker, passes = stormy()
+    copy.catch_up(lambda: False)
+    passes.change = lambda: 5
+    with pytest.raises(AgentError, match="SOURCE_KEEPS_CHANGING"):
+        copy.finish(frozen=True, cancelled=lambda: False)

@@ -240,6 +240,11 @@ def test_mountinfo_of_this_host_is_understood() -> None:
     assert "/" in [record.mountpoint for record in records]
 
 
+def test_mountinfo_has_names_with_what_elsewhere_ends_a_line() -> None:
+    line = "36 35 98:0 / /a\x0bb\u2028c rw - ext3 /dev/sda rw"
+    assert [record.mountpoint for record in parse_mountinfo(f"{line}\n{line}\n")] == ["/a\x0bb\u2028c"] * 2
+
+
 def test_mountinfo_keeps_escapes_optional_fields_and_superblock_options_apart() -> None:
     before = "36 35 98:0 /sub\\040dir /a\\134b\\011c rw,noatime shared:1 master:2"
     (record,) = parse_mountinfo(f"{before} - ext3 /dev/my\\040disk ro,errors=continue\n")

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import json
 import mmap
 import os
 import random
@@ -385,16 +387,41 @@ def test_an_overflow_of_the_ring_asks_for_a_rescan(tmp_path: Path, disk: Tracked
     [("tracing_on", "0"), ("events/block/block_rq_complete/enable", "0"),
      ("events/block/block_rq_complete/filter", "dev == 1")],
 )  # fmt: skip
-def test_an_instance_that_was_changed_is_not_trusted(tracker: ChangeTracker, name: str, value: str) -> None:
+def test_an_instance_that_was_changed_is_not_trusted(
+    tracker: ChangeTracker, disk: TrackedDisk, name: str, value: str
+) -> None:
     (tracker._instance.path / name).write_text(value)
     tracker.drain()
     assert tracker.state().rescan == ["d0"]
     assert tracker.state().rescans == {"INSTANCE_CHANGED": 1}
-    # It stays so: what is written from now on is not seen.
+    # There is another one, and after the rescan it is trusted.
     finish_pass(tracker)
+    write(disk.device, 2 * EXTENT)
+    tracker.drain()
+    assert tracker.state().rescan == []
+    assert finish_pass(tracker) == {(2 * EXTENT, 4096)}
+    assert tracker.state().rescans == {"INSTANCE_CHANGED": 1}
+
+
+def test_an_instance_that_cannot_be_made_again_is_never_trusted(
+    tracker: ChangeTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_what: object) -> None:
+        raise OSError(errno.EPERM, "lockdown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker._instance, "create", refused)
+        (tracker._instance.path / "tracing_on").write_text("0")
+        for _round in range(3):
+            tracker.drain()
+            assert tracker.state().rescan == ["d0"]
+            finish_pass(tracker)
+        assert tracker.state().rescans == {"INSTANCE_CHANGED": 1}, "it is counted once"
     tracker.drain()
     assert tracker.state().rescan == ["d0"]
-    assert tracker.state().rescans == {"INSTANCE_CHANGED": 1}
+    finish_pass(tracker)
+    tracker.drain()
+    assert tracker.state().rescan == []
 
 
 def test_a_ring_that_was_cleared_is_not_trusted(tracker: ChangeTracker, disk: TrackedDisk) -> None:
@@ -521,6 +548,14 @@ def test_another_boot_or_another_disk_starts_anew(
     with killed_agent(tmp_path / "agent", disk):
         grown = TrackedDisk(disk.id, disk.device, disk.number, disk.size + 512)
         assert ChangeTracker.attach(tmp_path / "agent", "unit", [grown]) is None
+        # Where nothing else tells: what was away has counted nothing since.
+        record = tmp_path / "agent/dirty/tracker.json"
+        kept = record.read_text()
+        value = json.loads(kept)
+        value["activity"][0][1] += 1000
+        record.write_text(json.dumps(value))
+        assert ChangeTracker.attach(tmp_path / "agent", "unit", [disk]) is None
+        record.write_text(kept)
         with monkeypatch.context() as patch:
             patch.setattr(tracing, "read_boot_id", lambda: "another")
             assert ChangeTracker.attach(tmp_path / "agent", "unit", [disk]) is None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from block_devices import MIB, HostTree, loop_device, run
+from fleetlift_agent import unplanned
 from fleetlift_agent.errors import AgentError
 from fleetlift_agent.unplanned import UnplannedDisks
 
@@ -39,7 +40,7 @@ def host(tmp_path: Path, planned: Path, newcomer: Path) -> HostTree:
 
 def looked_at(host: HostTree, planned: Path, *left_behind: str) -> UnplannedDisks:
     # The mounts are this process's own.
-    return UnplannedDisks([planned], left_behind, sys=host.sys, dev=host.dev)
+    return UnplannedDisks([planned], left_behind, sys=host.sys)
 
 
 @pytest.mark.parametrize("filesystem", ["ext4", "btrfs"])
@@ -111,5 +112,84 @@ def test_images_that_are_mounted_are_files_of_a_disk(host: HostTree, planned: Pa
         run("mount", device, mountpoint)
         try:
             assert looked_at(host, planned).in_use() == []
+        finally:
+            run("umount", mountpoint)
+
+
+def test_another_disk_with_the_path_of_one_that_stays_behind(
+    host: HostTree, planned: Path, newcomer: Path, tmp_path: Path
+) -> None:
+    """sdb was unplugged, and the next disk is called sdb now. (The kernel counts disks as they appear.)"""
+    (host.sys / "block/sdb/diskseq").write_text("7\n")
+    run("mkfs.ext4", "-q", newcomer)
+    mountpoint = tmp_path / "srv"
+    mountpoint.mkdir()
+    run("mount", newcomer, mountpoint)
+    try:
+        subject = looked_at(host, planned, "/dev/sdb")
+        assert subject.in_use() == []
+        (host.sys / "block/sdb/diskseq").write_text("9\n")
+        assert [disk["device"] for disk in subject.in_use()] == ["/dev/sdb"]
+    finally:
+        run("umount", mountpoint)
+
+
+def test_disk_that_stays_behind_may_not_join_a_volume_that_is_migrated(
+    host: HostTree, planned: Path, newcomer: Path, tmp_path: Path
+) -> None:
+    with loop_device(tmp_path / "volume", 16 * MIB) as device:
+        volume = host.add_disk("dm-0", device, "")
+        (host.sys / "block/sda/holders/dm-0").symlink_to(volume)
+        run("mkfs.ext4", "-q", device)
+        mountpoint = tmp_path / "data"
+        mountpoint.mkdir()
+        run("mount", device, mountpoint)
+        try:
+            before = looked_at(host, planned, "/dev/sdb")
+            (host.sys / "block/sdb/holders/dm-0").symlink_to(volume)
+            assert [disk["device"] for disk in before.in_use()] == ["/dev/sdb"]
+            # Accepted as it is now.
+            assert looked_at(host, planned, "/dev/sdb").in_use() == []
+        finally:
+            run("umount", mountpoint)
+
+
+def test_device_that_vanishes_while_it_is_looked_at_does_not_hide_its_disk(
+    host: HostTree, planned: Path, newcomer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = looked_at(host, planned)
+    run("mkfs.ext4", "-q", newcomer)
+    mountpoint = tmp_path / "srv"
+    mountpoint.mkdir()
+    run("mount", newcomer, mountpoint)
+    family = unplanned.device_family
+    vanishing = iter([FileNotFoundError(2, "a snapshot's device"), OSError(19, "its attribute")])
+
+    def walked(number: int, sys: Path) -> list[int]:
+        if error := next(vanishing, None):
+            raise error
+        return family(number, sys)
+
+    monkeypatch.setattr(unplanned, "device_family", walked)
+    try:
+        assert [disk["device"] for disk in subject.in_use()] == ["/dev/sdb"]
+    finally:
+        run("umount", mountpoint)
+
+
+def test_disks_without_medium_are_not_read(host: HostTree, planned: Path, tmp_path: Path) -> None:
+    """With a btrfs mounted somewhere: whose it is says the kernel. The nodes of this host's disks lead nowhere."""
+    with loop_device(tmp_path / "btrfs", 128 * MIB) as device:
+        run("mkfs.btrfs", "-q", device)
+        mountpoint = tmp_path / "data"
+        mountpoint.mkdir()
+        run("mount", device, mountpoint)
+        try:
+            subject = looked_at(host, planned)
+            for node in host.dev.glob("sd*"):
+                node.unlink()
+            assert subject.in_use() == []
+            host.add_disk("sdc", device, "C")
+            assert subject.in_use() == [{"device": "/dev/sdc", "mounts": [str(mountpoint)]}]
         finally:
             run("umount", mountpoint)

@@ -138,7 +138,12 @@ def test_unmapped_disk_without_a_mount_is_only_noted():
 
 
 def test_disks_in_use_that_stay_behind_are_named_for_the_agent():
-    assert plan(mapping=MAPPING[:1], accepted={"DISK_UNMAPPED": "scratch"}).left_behind == ("/dev/sdb",)
+    assert plan(mapping=MAPPING[:1]).left_behind == (), "nobody has accepted that"
+    facts = {**FACTS, "disks": [SYSTEM, SPARE, DATA]}
+    accepting = {"mapping": MAPPING[:1], "accepted": {"DISK_UNMAPPED": "scratch"}}
+    assert plan(**accepting).left_behind == ("/dev/sdb",)
+    # What comes and goes is left behind also when it is not mounted at this moment.
+    assert plan(facts=facts, **accepting).left_behind == ("/dev/sdb", "/dev/sdc")
 
 
 def test_unmapped_mounted_disk_says_where_it_is_mounted_and_what_would_have_happened():

@@ -296,6 +296,23 @@ def test_partitions_volumes_and_swap_belong_to_their_disk() -> None:
     assert disk["mounted"] is True
 
 
+def test_partitions_of_a_raid_belong_to_its_disks() -> None:
+    files = {
+        **disk_files("sdb", "8:16", 100 * MIB),
+        "/sys/block/sdb/holders/md126/dev": "9:126",
+        **disk_files("md126", "9:126", 90 * MIB),
+        "/sys/block/md126/md126p1/partition": "1",
+        "/sys/block/md126/md126p1/dev": "259:3",
+        "/sys/block/md126/md126p1/size": "2048",
+        "/proc/self/mountinfo": "20 1 259:3 / /srv rw - ext4 /dev/md126p1 rw\n",
+    }
+    head, tail, _size = placed(SIZE, EXT4)
+    (disk,), _findings = find_disks(Recorded(files, {"/dev/md126p1": (head, tail)}))
+    assert disk["mounted"]
+    assert [held["mountpoints"] for held in disk["filesystems"]] == [["/srv"]]
+    assert [holder["path"] for holder in disk["holders"]] == ["/dev/md126", "/dev/md126p1"]
+
+
 def test_btrfs_is_matched_by_its_uuid_when_number_and_source_say_nothing() -> None:
     block = bytes(32) + RAW_UUID + bytes(16) + b"_BHRfS_M"
     head, tail, _size = placed(SIZE, (65536, block))
