@@ -412,18 +412,25 @@ def copied_files(pair: Pair, kind: str) -> dict[str, bytes]:
     return files
 
 
+def in_use_since(pair: Pair, mountpoint: Path) -> Path:
+    """Start the pair; then a file in blocks that nobody used, which has reached the target."""
+    pair.start()
+    before = pair.replicate()
+    new = mountpoint / "new"
+    new.write_bytes(os.urandom(12 * MIB))
+    run("sync", "--file-system", mountpoint)
+    wait_for(
+        lambda: read_since(before, state := pair.sender.state) >= 12 * MIB and not state["sync"]["backlog"], "sent"
+    )
+    return new
+
+
 def test_new_file_is_on_the_target_before_any_cutover(make_pair: MakePair) -> None:
     """Whole extents that nobody used when the disk was looked at, and that are full of data now."""
     pair = make_pair(256 * MIB, tracking=True)
     with mounted(pair, "ext4") as mountpoint:
-        pair.start()
-        before = pair.replicate()
-        (mountpoint / "new").write_bytes(os.urandom(12 * MIB))
-        run("sync", "--file-system", mountpoint)
-        wait_for(
-            lambda: read_since(before, state := pair.sender.state) >= 12 * MIB and not state["sync"]["backlog"], "sent"
-        )
-        expected = (mountpoint / "new").read_bytes()
+        new = in_use_since(pair, mountpoint)
+        expected = new.read_bytes()
         assert copied_files(pair, "ext4")["new"] == expected
 
 
@@ -431,14 +438,8 @@ def test_what_was_used_for_a_while_is_no_reason_to_give_up_tracking(make_pair: M
     """Blocks that were free, written, sent as they were, and are free again: the target holds them, and may."""
     pair = make_pair(256 * MIB, tracking=True)
     with mounted(pair, "ext4") as mountpoint:
-        pair.start()
-        before = pair.replicate()
-        (mountpoint / "new").write_bytes(os.urandom(12 * MIB))
-        run("sync", "--file-system", mountpoint)
-        wait_for(
-            lambda: read_since(before, state := pair.sender.state) > 12 * MIB and not state["sync"]["backlog"], "sent"
-        )
-        (mountpoint / "new").unlink()
+        new = in_use_since(pair, mountpoint)
+        new.unlink()
         run("sync", "--file-system", mountpoint)
         pair.sender.kill()
         pair.sender.start()

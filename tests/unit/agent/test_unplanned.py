@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ def host(tmp_path: Path, planned: Path, newcomer: Path) -> HostTree:
     return host
 
 
+@contextmanager
+def mounted(device: Path, mountpoint: Path) -> Iterator[Path]:
+    mountpoint.mkdir()
+    run("mount", device, mountpoint)
+    try:
+        yield mountpoint
+    finally:
+        run("umount", mountpoint)
+
+
 def looked_at(host: HostTree, planned: Path, *left_behind: str) -> UnplannedDisks:
     # The mounts are this process's own.
     return UnplannedDisks([planned], left_behind, sys=host.sys)
@@ -51,18 +62,13 @@ def test_disk_that_comes_into_use_is_told_and_refused(
     run(f"mkfs.{filesystem}", "-q", newcomer)
     assert subject.in_use() == []
     subject.refuse()
-    mountpoint = tmp_path / "srv"
-    mountpoint.mkdir()
-    run("mount", newcomer, mountpoint)
-    try:
+    with mounted(newcomer, tmp_path / "srv") as mountpoint:
         assert subject.in_use() == [{"device": "/dev/sdb", "mounts": [str(mountpoint)]}]
         with pytest.raises(AgentError) as caught:
             subject.refuse()
         assert caught.value.code == "SOURCE_DISK_UNPLANNED"
         assert str(mountpoint) in str(caught.value)
         looked_at(host, planned, "/dev/sdb").refuse()
-    finally:
-        run("umount", mountpoint)
     subject.refuse()
 
 
@@ -74,16 +80,11 @@ def test_disk_that_joins_a_volume_in_use_is_refused(
         volume = host.add_disk("dm-0", device, "")
         (host.sys / "block/sda/holders/dm-0").symlink_to(volume)
         run("mkfs.ext4", "-q", device)
-        mountpoint = tmp_path / "data"
-        mountpoint.mkdir()
-        run("mount", device, mountpoint)
-        try:
+        with mounted(device, tmp_path / "data") as mountpoint:
             subject = looked_at(host, planned)
             assert subject.in_use() == []
             (host.sys / "block/sdb/holders/dm-0").symlink_to(volume)
             assert subject.in_use() == [{"device": "/dev/sdb", "mounts": [str(mountpoint)]}]
-        finally:
-            run("umount", mountpoint)
 
 
 def test_another_path_to_a_planned_disk_is_none_of_its_own(host: HostTree, newcomer: Path, tmp_path: Path) -> None:
@@ -93,13 +94,8 @@ def test_another_path_to_a_planned_disk_is_none_of_its_own(host: HostTree, newco
         for name in ("sda", "sdb"):
             (host.sys / "block" / name / "holders/dm-0").symlink_to(map_of_both)
         run("mkfs.ext4", "-q", device)
-        mountpoint = tmp_path / "data"
-        mountpoint.mkdir()
-        run("mount", device, mountpoint)
-        try:
+        with mounted(device, tmp_path / "data"):
             assert looked_at(host, device).in_use() == []
-        finally:
-            run("umount", mountpoint)
 
 
 def test_images_that_are_mounted_are_files_of_a_disk(host: HostTree, planned: Path, tmp_path: Path) -> None:
@@ -107,13 +103,8 @@ def test_images_that_are_mounted_are_files_of_a_disk(host: HostTree, planned: Pa
     with loop_device(tmp_path / "image", 16 * MIB) as device:
         host.add_disk("loop7", device, "")
         run("mkfs.ext4", "-q", device)
-        mountpoint = tmp_path / "snap"
-        mountpoint.mkdir()
-        run("mount", device, mountpoint)
-        try:
+        with mounted(device, tmp_path / "snap"):
             assert looked_at(host, planned).in_use() == []
-        finally:
-            run("umount", mountpoint)
 
 
 def test_another_disk_with_the_path_of_one_that_stays_behind(
@@ -122,16 +113,11 @@ def test_another_disk_with_the_path_of_one_that_stays_behind(
     """sdb was unplugged, and the next disk is called sdb now. (The kernel counts disks as they appear.)"""
     (host.sys / "block/sdb/diskseq").write_text("7\n")
     run("mkfs.ext4", "-q", newcomer)
-    mountpoint = tmp_path / "srv"
-    mountpoint.mkdir()
-    run("mount", newcomer, mountpoint)
-    try:
+    with mounted(newcomer, tmp_path / "srv"):
         subject = looked_at(host, planned, "/dev/sdb")
         assert subject.in_use() == []
         (host.sys / "block/sdb/diskseq").write_text("9\n")
         assert [disk["device"] for disk in subject.in_use()] == ["/dev/sdb"]
-    finally:
-        run("umount", mountpoint)
 
 
 def test_disk_that_stays_behind_may_not_join_a_volume_that_is_migrated(
@@ -141,17 +127,12 @@ def test_disk_that_stays_behind_may_not_join_a_volume_that_is_migrated(
         volume = host.add_disk("dm-0", device, "")
         (host.sys / "block/sda/holders/dm-0").symlink_to(volume)
         run("mkfs.ext4", "-q", device)
-        mountpoint = tmp_path / "data"
-        mountpoint.mkdir()
-        run("mount", device, mountpoint)
-        try:
+        with mounted(device, tmp_path / "data"):
             before = looked_at(host, planned, "/dev/sdb")
             (host.sys / "block/sdb/holders/dm-0").symlink_to(volume)
             assert [disk["device"] for disk in before.in_use()] == ["/dev/sdb"]
             # Accepted as it is now.
             assert looked_at(host, planned, "/dev/sdb").in_use() == []
-        finally:
-            run("umount", mountpoint)
 
 
 def test_device_that_vanishes_while_it_is_looked_at_does_not_hide_its_disk(
@@ -159,9 +140,6 @@ def test_device_that_vanishes_while_it_is_looked_at_does_not_hide_its_disk(
 ) -> None:
     subject = looked_at(host, planned)
     run("mkfs.ext4", "-q", newcomer)
-    mountpoint = tmp_path / "srv"
-    mountpoint.mkdir()
-    run("mount", newcomer, mountpoint)
     family = unplanned.device_family
     vanishing = iter([FileNotFoundError(2, "a snapshot's device"), OSError(19, "its attribute")])
 
@@ -171,25 +149,18 @@ def test_device_that_vanishes_while_it_is_looked_at_does_not_hide_its_disk(
         return family(number, sys)
 
     monkeypatch.setattr(unplanned, "device_family", walked)
-    try:
+    with mounted(newcomer, tmp_path / "srv"):
         assert [disk["device"] for disk in subject.in_use()] == ["/dev/sdb"]
-    finally:
-        run("umount", mountpoint)
 
 
 def test_disks_without_medium_are_not_read(host: HostTree, planned: Path, tmp_path: Path) -> None:
     """With a btrfs mounted somewhere: whose it is says the kernel. The nodes of this host's disks lead nowhere."""
     with loop_device(tmp_path / "btrfs", 128 * MIB) as device:
         run("mkfs.btrfs", "-q", device)
-        mountpoint = tmp_path / "data"
-        mountpoint.mkdir()
-        run("mount", device, mountpoint)
-        try:
+        with mounted(device, tmp_path / "data") as mountpoint:
             subject = looked_at(host, planned)
             for node in host.dev.glob("sd*"):
                 node.unlink()
             assert subject.in_use() == []
             host.add_disk("sdc", device, "C")
             assert subject.in_use() == [{"device": "/dev/sdc", "mounts": [str(mountpoint)]}]
-        finally:
-            run("umount", mountpoint)
