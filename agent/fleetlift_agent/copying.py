@@ -142,7 +142,9 @@ class Copy:
                 break
         if self._audit_due:
             self._state.update(phase="delta_sync")
-            self._audit_or_start_over(cancelled)
+            self._audit(cancelled)
+            if not self.tracking:
+                self._catch_up_in_full(cancelled)
 
     def _catch_up_in_full(self, cancelled: Cancellation) -> None:
         run: list[dict[str, Any]] = []
@@ -160,7 +162,7 @@ class Copy:
             self._send_changes(cancelled)
             self._look()
         if self._audit_due:
-            self._audit_or_start_over(cancelled)
+            self._audit(cancelled)
         self._proved(cancelled)
 
     def _send_changes(self, cancelled: Cancellation) -> None:
@@ -218,19 +220,17 @@ class Copy:
         audit = Audit(tracker)
         self.run_pass("audit", WholeDisks(self.replicator.sizes), cancelled, differs=audit.differs)
         key = audit.missed()
-        self._audit_wanted = bool(tracker.state().rescan)
         if key is not None:
             reason = f"extent {key.extent} of {self._disks[key.disk].device} changed and the kernel did not report it"
             log.error("change tracking is not used: %s", reason)
-            tracker.close(remove=True)
             self._tracker = NullTracker(self._disks, reason)
+            try:
+                tracker.close(remove=True)
+            except OSError as error:
+                log.warning("the trace instance could not be removed: %s", error)
+        self._audit_wanted = key is None and bool(tracker.state().rescan)
         self._send_changes(cancelled)
         self._look()
-
-    def _audit_or_start_over(self, cancelled: Cancellation) -> None:
-        self._audit(cancelled)
-        if not self.tracking:
-            self._catch_up_in_full(cancelled)
 
     # The proof: what was written is read back from the target's disks.
 
@@ -249,8 +249,11 @@ class Copy:
             elif not begun or any(now < before for before, now in zip(begun, sweeps)):
                 # Another receiver counts from the beginning.
                 begun = sweeps
-            if self.tracking:
+            tracked = self.tracking
+            if tracked:
                 self._advance(cancelled)
+            if tracked and not self.tracking:
+                self._catch_up_in_full(cancelled)
             deadline = time.monotonic() + _PROOF_INTERVAL
             while time.monotonic() < deadline:
                 if cancelled():
@@ -316,10 +319,8 @@ class Copy:
             read_in_full = self._scanned(tracker)
             self._settled_pass("final", cancelled)
             tracker.drain()
-            changed = self._passes[-1]["bytes_changed"]
-            # A tracker that cannot learn any more has everything read in every pass: what is equal then is at rest.
-            at_rest = not changed and self._scanned(tracker) <= read_in_full or not tracker.dirty_bytes()
-            if not self.tracking or not frozen or at_rest:
+            equal = set() if self._passes[-1]["bytes_changed"] else read_in_full
+            if not self.tracking or not frozen or self._at_rest(tracker, equal):
                 return
         raise AgentError(
             "SOURCE_KEEPS_CHANGING",
@@ -330,6 +331,19 @@ class Copy:
             subject="cutover",
         )
 
+    def _at_rest(self, tracker: Tracker, equal: set[int]) -> bool:
+        """Whether what waits after a last pass needs no other one; `equal` disks were read in full and had not changed.
+
+        A tracker that cannot learn any more asks for every disk again after every pass.
+        """
+        unknown = self._scanned(tracker)
+        if not unknown <= equal:
+            return False
+        # The kernel may swap for as long as it likes.
+        return not any(
+            self._mask.worthwhile(key, ranges) for key, ranges in tracker.pending() if key.disk not in unknown
+        )
+
     def verify(self, cancelled: Cancellation, show: Callable[[str], None]) -> tuple[list[str], str]:
         """The target's disks, read back, must have our roots, which are returned; what differs is sent again."""
         for _round in range(_REPAIR_ROUNDS):
@@ -338,7 +352,7 @@ class Copy:
             # What neither side knows has the same root on both.
             if answer.get("root_hash") == root and self.replicator.complete:
                 return roots, root
-            self.replicator.refresh(cancelled)
+            self.replicator.refresh(cancelled, all_unknown=True)
             log.warning("verification found that the target differs")
             show("final_pass")
             self._repair(cancelled)

@@ -220,7 +220,10 @@ class Daemon:
                 for disk, source in zip(config.disks, sources)
             ],
         )
-        tracked = [TrackedDisk.open(disk.id, source.path, disk.size) for disk, source in zip(config.disks, sources)]
+        tracked = [
+            TrackedDisk.open(disk.id, source.path, disk.size, disk.serial)
+            for disk, source in zip(config.disks, sources)
+        ]
         hashes = HashPool(pool_size(config.connections))
         replication = Replication(
             hashes=hashes,
@@ -228,7 +231,7 @@ class Daemon:
             disks=[SenderDisk(disk.id, source, disk.serial) for disk, source in zip(config.disks, sources)],
             tracked=tracked,
             open_tracker=self._tracker_opener(tracked),
-            mask=UsedBlocksMask(sources, self._directory) if config.skip_free else NullMask(),
+            mask=UsedBlocksMask(sources, self._directory) if config.skip_free else NullMask(self._directory),
             audit=config.audit,
             route=Route(
                 config.host,

@@ -216,6 +216,17 @@ class DirtyMap:
             bits = int.from_bytes(self._pending[disk].get(extent), "little")
         return all(bits >> granule & 1 for granule in _granules(ranges))
 
+    def pending(self) -> Iterator[tuple[ExtentKey, Ranges]]:
+        """What waits for a pass, and goes on to wait; without the disks that wait as a whole."""
+        for disk, size in enumerate(self.sizes):
+            extent: int | None = -1
+            while extent is not None:
+                with self._lock:
+                    extent = None if self._flag(disk, _PENDING) else self._pending[disk].next_extent(extent + 1)
+                    bits = b"" if extent is None else self._pending[disk].get(extent)
+                if extent is not None:
+                    yield ExtentKey(disk, extent), _ranges(bits, extent_length(size, extent))
+
     def take(self, disk: int, extent: int) -> Ranges:
         """What changed in an extent, which counts as unchanged from now on: call it *before* reading the extent."""
         with self._lock:

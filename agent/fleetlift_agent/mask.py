@@ -60,13 +60,19 @@ class Mask(Protocol):
 
 
 class NullMask:
-    """Everything is sent."""
+    """Everything is sent. In `directory` an earlier agent may have noted what it left out."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory
 
     def resume(self) -> bool:
-        return True
+        """Whether nothing was left out: what was has to be sent now, as it is."""
+        return self._directory is None or not any(self._directory.glob(left_out_name("*")))
 
     def begin(self, disk: int) -> None:
-        """Nothing is looked at."""
+        if self._directory is not None:
+            # An agent that dies in the pass that begins now leaves the disk to be read in full.
+            (self._directory / left_out_name(disk)).unlink(missing_ok=True)
 
     def refresh(self, mark: Mark) -> None:
         """Nothing was left out."""
@@ -93,6 +99,11 @@ def look(source: SourceDisk, frozen: bool) -> UsedMap:
         log.warning("the mounts of %s cannot be read: %s", source.path, error)
         return UsedMap(source.size, FreeRuns(), [])
     return used_map(source, mounts, frozen=frozen)
+
+
+def left_out_name(disk: int | str) -> str:
+    """The file that holds what was left out of a disk."""
+    return f"left-out.{disk}.bin"
 
 
 class UsedBlocksMask:
@@ -170,7 +181,7 @@ class UsedBlocksMask:
         new.replace(path)
 
     def _file(self, disk: int) -> Path:
-        return self._directory / f"left-out.{disk}.bin"
+        return self._directory / left_out_name(disk)
 
     def _looked(self, disk: int, *, frozen: bool) -> tuple[FreeRuns, FreeRuns]:
         """What is free on the disk, and what of that is the inside of swap space."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Callable, Protocol
 
 from fleetlift_agent.extents import extent_count, extent_length
 from fleetlift_agent.wire import ExtentKey
@@ -95,6 +95,7 @@ class PassWork:
         # Of these the whole extent is wanted, whatever the source says.
         self._whole: set[ExtentKey] = set()
         self._whole_disks: set[int] = set()
+        self._disks_again: dict[int, Iterator[ExtentKey]] = {}
         # With the bytes that each counts.
         self._open: dict[ExtentKey, int] = {}
         self._exhausted = False
@@ -138,8 +139,13 @@ class PassWork:
             self._open.clear()
             self._exhausted = False
 
-    def redo(self, keys: Iterable[ExtentKey], disks: Iterable[int] = ()) -> None:
-        """Extents, and whole disks, that the target turned out not to have any more."""
+    def redo(
+        self,
+        keys: Iterable[ExtentKey],
+        disks: Iterable[int] = (),
+        lacks: Callable[[ExtentKey], bool] = lambda _key: True,
+    ) -> None:
+        """Extents, and what it lacks of whole disks, that the target turned out not to have any more."""
         with self._condition:
             for key in keys:
                 self._whole.add(key)
@@ -149,7 +155,8 @@ class PassWork:
                 self._exhausted = False
             for disk in disks:
                 self._whole_disks.add(disk)
-                self._coming = itertools.chain(self._coming, self._everything.of_disk(disk))
+                # Once, however often the connection is lost meanwhile: what was sent since is not lacking any more.
+                self._disks_again[disk] = filter(lacks, self._everything.of_disk(disk))
                 self._exhausted = False
 
     def _next(self) -> ExtentKey | None:
@@ -157,7 +164,7 @@ class PassWork:
         if key is not None:
             del self._again[key]
             return key
-        for key in self._coming:
+        for key in itertools.chain(self._coming, *self._disks_again.values()):
             if key not in self._open:
                 return key
             # Handed out again before the pass reached it in its order, and not finished yet: what changed meanwhile was

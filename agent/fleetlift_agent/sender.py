@@ -252,6 +252,8 @@ class ExtentSet:
 
     def __init__(self) -> None:
         self.keys: dict[ExtentKey, None] = {}
+        # Of these it is all extents of which the target is not known to hold anything. One of which it holds something
+        # else than was acknowledged was sent before a connection was lost, and waits for a pass as before.
         self.disks: set[int] = set()
 
     def add(self, disk: int, extent: int) -> None:
@@ -377,9 +379,8 @@ class Session:
         for connection in self.connections:
             connection.release()
 
-    def pull_digests(self) -> Losses:
-        """Learn what the target holds."""
-        losses = Losses()
+    def pull_digests(self, losses: Losses) -> None:
+        """Learn what the target holds. What it lost is in `losses` also when this fails half-way."""
         for number, disk in enumerate(self._disks):
             for first in range(0, disk.manifest.count, wire.MAX_DIGESTS):
                 count = min(wire.MAX_DIGESTS, disk.manifest.count - first)
@@ -402,7 +403,6 @@ class Session:
                         losses.lost.add(number, first + at)
                     elif digest == UNKNOWN:
                         losses.unknown.add(number, first + at)
-        return losses
 
     def request(self, cancelled: Callable[[], bool], operation: str, **arguments: Any) -> dict[str, Any]:
         """Ask the receiver for something that takes time."""
@@ -925,8 +925,11 @@ class Replicator:
             raise
 
     def _hand_over(self, work: PassWork) -> None:
-        work.redo(self._owed.keys, self._owed.disks)
+        work.redo(self._owed.keys, self._owed.disks, self._is_unknown)
         self._owed = ExtentSet()
+
+    def _is_unknown(self, key: ExtentKey) -> bool:
+        return self.disks[key.disk].manifest.get(key.extent) == UNKNOWN
 
     def request(self, cancelled: Callable[[], bool], operation: str, **arguments: Any) -> dict[str, Any]:
         """Ask the receiver, again if need be. Raises AgentError (fatal) or Cancelled."""
@@ -938,14 +941,23 @@ class Replicator:
         """Make sure that a session exists and the target's digests are known."""
         self._persist(lambda session: None, cancelled)
 
-    def refresh(self, cancelled: Callable[[], bool]) -> None:
-        """Ask for the target's digests again: what it does not hold any more is owed."""
-        self._persist(lambda session: self._owe(session.pull_digests()), cancelled)
+    def refresh(self, cancelled: Callable[[], bool], *, all_unknown: bool = False) -> None:
+        """Ask for the target's digests again: what it does not hold any more is owed.
 
-    def _owe(self, losses: Losses) -> None:
+        all_unknown: also what it never held of a disk that is gone through as a whole anyhow.
+        """
+        self._persist(lambda session: self._pull_digests(session, Losses(), all_unknown=all_unknown), cancelled)
+
+    def _pull_digests(self, session: Session, losses: Losses, *, all_unknown: bool = False) -> None:
+        try:
+            session.pull_digests(losses)
+        finally:
+            self._owe(losses, all_unknown=all_unknown)
+
+    def _owe(self, losses: Losses, *, all_unknown: bool = False) -> None:
         self._owed.update(losses.lost)
         # Where all of a disk is read, what the target does not know yet comes in its turn.
-        self._owed.update(losses.unknown, lambda disk: not self._scanning(disk))
+        self._owed.update(losses.unknown, lambda disk: all_unknown or not self._scanning(disk))
 
     def disconnect(self) -> None:
         if self._session is not None:
@@ -993,7 +1005,8 @@ class Replicator:
     def _open(self, work: PassWork | None) -> Session:
         session = Session(self._route, self._migration, self.disks, self._bucket, self._hashes)
         try:
-            losses = session.pull_digests()
+            losses = Losses()
+            self._pull_digests(session, losses)
         except BaseException:
             session.close()
             raise
@@ -1002,7 +1015,6 @@ class Replicator:
             session.blank = [False] * len(self.disks)
         if losses.lost:
             session.blank = [False] * len(self.disks)
-        self._owe(losses)
         if work is not None:
             self._hand_over(work)
         self._session = session

@@ -107,6 +107,10 @@ class Instance:
         self.path.mkdir()
         self._write("tracing_on", "0")
         self._write("buffer_size_kb", str(buffer_kib))
+        self.trace(devices)
+
+    def trace(self, devices: Sequence[tuple[int, int]]) -> None:
+        """Trace these disks from now on, whatever it did before. Raises OSError."""
         self._write(f"{EVENT}/filter", event_filter(devices))
         self._write(f"{EVENT}/enable", "1")
         self._write("tracing_on", "1")

@@ -23,7 +23,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,7 +65,7 @@ _MEMBARRIER_CMD_GLOBAL = 1
 class TrackedDisk:
     """A whole disk: how the migration calls it, its node, its (major, minor), and its size in bytes.
 
-    appearance: see `devices.appearance_of`.
+    appearance: see `devices.appearance_of`. target: the serial of the disk that it is copied to.
     """
 
     id: str
@@ -73,11 +73,12 @@ class TrackedDisk:
     number: tuple[int, int]
     size: int
     appearance: int = 0
+    target: str = ""
 
     @classmethod
-    def open(cls, id: str, device: Path, size: int) -> TrackedDisk:
+    def open(cls, id: str, device: Path, size: int, target: str = "") -> TrackedDisk:
         number = device.stat().st_rdev
-        return cls(id, device, (os.major(number), os.minor(number)), size, appearance_of(number))
+        return cls(id, device, (os.major(number), os.minor(number)), size, appearance_of(number), target)
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,9 @@ class Tracker(Protocol):
     def changed(self, key: ExtentKey, ranges: Ranges) -> bool:
         """Whether all of these ranges of an extent wait for a pass."""
 
+    def pending(self) -> Iterator[tuple[ExtentKey, Ranges]]:
+        """What waits for a pass, without taking it; nothing for a disk that waits as a whole."""
+
     def dirty_bytes(self) -> int:
         """Bytes that a pass beginning now would read."""
 
@@ -168,6 +172,9 @@ class NullTracker:
 
     def changed(self, key: ExtentKey, ranges: Ranges) -> bool:
         return True
+
+    def pending(self) -> Iterator[tuple[ExtentKey, Ranges]]:
+        return iter(())
 
     def dirty_bytes(self) -> int:
         return sum(disk.size for disk in self._disks)
@@ -406,6 +413,9 @@ class ChangeTracker:
     def changed(self, key: ExtentKey, ranges: Ranges) -> bool:
         return self.dirty.changed(key.disk, key.extent, ranges)
 
+    def pending(self) -> Iterator[tuple[ExtentKey, Ranges]]:
+        return self.dirty.pending()
+
     def dirty_bytes(self) -> int:
         return sum(self.dirty.dirty_bytes(disk) for disk in range(len(self._disks)))
 
@@ -518,7 +528,12 @@ class ChangeTracker:
 
     def _check_health(self) -> None:
         complaint = self._instance.complaint(self._numbers)
+        if complaint is None and len(self._rings) != self._ring_count:
+            complaint = "the rings could not be opened"
         if complaint is not None:
+            # Before it is done as well: an agent that dies meanwhile leaves an instance that looks sound.
+            for disk in range(len(self._disks)):
+                self.dirty.rescan(disk)
             if not self._renew():
                 self._rescan_all(INSTANCE_CHANGED, self._standing or complaint, standing=True)
                 return
@@ -536,19 +551,23 @@ class ChangeTracker:
             self._check_size(index, fd)
 
     def _renew(self) -> bool:
-        """Have another instance in place of one that somebody changed or removed; whether that could be done."""
-        each = self._buffer_kib // max(1, self._ring_count)
-        self._close_rings()
+        """Have the instance that somebody changed trace again, or another in its place; whether that could be done."""
         try:
-            self._instance.remove()
-            self._instance.create(max(1, each), self._numbers)
+            if self._instance.exists:
+                # It may be held by whoever changed it, and could not be removed.
+                self._instance.trace(self._numbers)
+            else:
+                self._close_rings()
+                self._instance.create(max(1, self._buffer_kib // max(1, self._ring_count)), self._numbers)
+                self._overrun = self._read = 0
             self._instance.leave_out_reads(self._numbers)
-            self._open_rings()
+            if len(self._rings) != self._ring_count:
+                self._close_rings()
+                self._open_rings()
         except OSError as error:
-            log.warning("the trace instance cannot be made again: %s", error)
+            log.warning("the trace instance cannot be made to trace again: %s", error)
             return False
-        self._overrun = self._read = 0
-        return True
+        return self._instance.complaint(self._numbers) is None
 
     def _check_size(self, index: int, fd: int) -> None:
         try:
@@ -607,8 +626,9 @@ def _identity(name: str, disks: Sequence[TrackedDisk]) -> dict[str, Any]:
         "schema": 2,
         "boot_id": read_boot_id(),
         "instance": name,
-        # A disk that was away meanwhile was perhaps written elsewhere, and comes back under its number.
-        "disks": [[disk.id, *disk.number, disk.size, disk.appearance] for disk in disks],
+        # A disk that was away meanwhile was perhaps written elsewhere, and comes back under its number. And what was
+        # sent to another target says nothing of this one.
+        "disks": [[disk.id, *disk.number, disk.size, disk.appearance, disk.target] for disk in disks],
     }
 
 

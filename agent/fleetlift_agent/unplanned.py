@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 from fleetlift_agent.devices import (
     MountRecord,
@@ -20,6 +20,8 @@ from fleetlift_agent.devices import (
     mounted_btrfs,
     number_of,
     parse_mountinfo,
+    serial_of,
+    sysfs_of,
 )
 from fleetlift_agent.errors import AgentError
 
@@ -36,12 +38,24 @@ _BTRFS = Path("/sys/fs/btrfs")
 _ATTEMPTS = 5
 
 
+_T = TypeVar("_T")
+
+
+def _patiently(look: Callable[[], _T]) -> _T:
+    for _attempt in range(_ATTEMPTS - 1):
+        try:
+            return look()
+        except OSError:
+            time.sleep(0.05)
+    return look()
+
+
 class UnplannedDisks:
     """Whole disks with something mounted that neither are migrated nor were left behind on purpose.
 
     planned: the disks that are migrated. left_behind: paths of others, as they are now. A disk that is given such a
-    path later is another one; and one that joins a volume of what is migrated cannot be left behind any more. Nothing
-    is read from any disk, for some never answer.
+    path later is another one, unless its serial is the same; and one that joins a volume of what is migrated cannot be
+    left behind any more. Nothing is read from any disk, for some never answer.
     """
 
     def __init__(
@@ -56,20 +70,11 @@ class UnplannedDisks:
         self._mountinfo = mountinfo
         self._planned = frozenset(number for number in map(block_number, planned) if number is not None)
         # With the volumes that it had in common with what is migrated when that was decided.
-        self._left_behind = {
-            appearance_of(number, sys): self._family(number) & self._carried()
-            for device, number in self._disks()
-            if device in left_behind
-        }
+        self._left_behind = _patiently(lambda: self._known(left_behind))
 
     def in_use(self) -> list[dict[str, Any]]:
         """For each its path as `device`, and where what it holds is mounted as `mounts`."""
-        for _attempt in range(_ATTEMPTS - 1):
-            try:
-                return self._look()
-            except OSError:
-                time.sleep(0.05)
-        return self._look()
+        return _patiently(self._look)
 
     def refuse(self) -> None:
         """Raise SOURCE_DISK_UNPLANNED when there is one."""
@@ -98,9 +103,22 @@ class UnplannedDisks:
                 found.append({"device": device, "mounts": sorted(mounts)})
         return found
 
+    def _known(self, devices: Sequence[str]) -> dict[int | str, frozenset[int]]:
+        carried = self._carried()
+        return {
+            name: self._family(number) & carried
+            for device, number in self._disks()
+            if device in devices
+            for name in self._names(number)
+        }
+
+    def _names(self, number: int) -> list[int | str]:
+        """What a disk is known by: as what it appeared, and its serial, if it has one."""
+        serial = serial_of(sysfs_of(number, self._sys))
+        return [appearance_of(number, self._sys), *([serial] if serial else [])]
+
     def _stays(self, number: int, shared: frozenset[int]) -> bool:
-        known = self._left_behind.get(appearance_of(number, self._sys))
-        return known is not None and shared <= known
+        return any(name in self._left_behind and shared <= self._left_behind[name] for name in self._names(number))
 
     def _disks(self) -> list[tuple[str, int]]:
         blocks = sorted((self._sys / "block").iterdir())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Callable
@@ -117,6 +118,9 @@ class Overflowing:
     def changed(self, key: ExtentKey, ranges: Ranges) -> bool:
         return self.storm
 
+    def pending(self) -> Iterator[tuple[ExtentKey, Ranges]]:
+        return iter(())
+
     def dirty_bytes(self) -> int:
         return EXTENT if self.storm else 0
 
@@ -149,7 +153,7 @@ class Passes:
             self.differ = differs
         self.during(work.kind)
 
-    def refresh(self, _cancelled: Any) -> None: ...
+    def refresh(self, _cancelled: Any, *, all_unknown: bool = False) -> None: ...
 
     def request(self, _cancelled: Any, _operation: str, **_more: Any) -> dict[str, Any]:
         return {"pending": 0, "damaged": 0, "sweeps": [0]}
@@ -272,3 +276,41 @@ def test_frozen_source_that_keeps_changing_is_refused() -> None:
     passes.change = lambda: 5
     with pytest.raises(AgentError, match="SOURCE_KEEPS_CHANGING"):
         copy.finish(frozen=True, cancelled=lambda: False)
+
+
+def test_write_that_comes_after_its_extent_was_read_is_sent_whatever_else_was_equal() -> None:
+    """Frozen, and somebody writes past the filesystems."""
+    copy, tracker, passes = stormy()
+    tracker.storm = False
+    copy.catch_up(lambda: False)
+    seen = len(passes.kinds)
+    late = iter([[(ExtentKey(0, 0), ((0, 4096),))], []])
+    tracker.pending = lambda: iter(next(late))  # type: ignore[method-assign]
+    copy.finish(frozen=True, cancelled=lambda: False)
+    assert passes.kinds[seen:] == ["final"] * 2
+
+
+def test_swap_does_not_keep_a_frozen_source_from_being_at_rest() -> None:
+    copy, tracker, passes = stormy()
+    tracker.storm = False
+    copy.catch_up(lambda: False)
+    seen = len(passes.kinds)
+    tracker.pending = lambda: iter([(ExtentKey(0, 0), ((0, 4096),))])  # type: ignore[method-assign]
+    copy._mask.worthwhile = lambda _key, _ranges: ()  # type: ignore[method-assign]
+    copy.finish(frozen=True, cancelled=lambda: False)
+    assert passes.kinds[seen:] == ["final"]
+
+
+def test_trace_that_cannot_be_removed_does_not_keep_a_wrong_tracker_in_use() -> None:
+    copy, tracker, passes = stormy()
+    tracker.storm = False
+
+    def close(**_how: Any) -> None:
+        raise OSError(16, "somebody reads it")
+
+    tracker.close = close  # type: ignore[method-assign]
+    tracker.changed = lambda _key, _ranges: False  # type: ignore[method-assign]
+    passes.during = lambda kind: passes.differ(ExtentKey(0, 0), ((0, 4096),)) if kind == "audit" else None
+    copy.catch_up(lambda: False)
+    assert not copy.tracking
+    assert passes.kinds[-1] == "delta"

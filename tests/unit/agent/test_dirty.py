@@ -127,6 +127,22 @@ def test_changed_is_what_waits_in_every_granule(clean: DirtyMap) -> None:
     assert clean.changed(0, 2, ((0, EXTENT),))
 
 
+def test_what_is_pending_goes_on_to_wait(clean: DirtyMap) -> None:
+    last = SIZE // EXTENT
+    clean.mark(0, EXTENT + 3 * GRANULE, 2 * GRANULE)
+    clean.mark(0, 9 * GIB, 1)
+    clean.mark(0, SIZE - 1, 1)
+    expected = [
+        (ExtentKey(0, 1), ((3 * GRANULE, 2 * GRANULE),)),
+        (ExtentKey(0, 9 * GIB // EXTENT), ((0, GRANULE),)),
+        (ExtentKey(0, last), ((0, 512),)),
+    ]
+    assert list(clean.pending()) == expected
+    assert list(clean.pending()) == expected
+    clean.rescan(0)
+    assert list(clean.pending()) == []
+
+
 def test_what_a_pass_gave_up_is_taken_again(clean: DirtyMap) -> None:
     clean.mark(0, 9 * GIB, 8192)
     first = taken(clean)

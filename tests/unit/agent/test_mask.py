@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from fleetlift_agent.extents import EXTENT
-from fleetlift_agent.mask import UsedBlocksMask
+from fleetlift_agent.mask import NullMask, UsedBlocksMask
 from fleetlift_agent.usedblocks.map import UsedMap, VolumeUse
 from fleetlift_agent.usedblocks.runs import FreeRuns
 from fleetlift_agent.wire import ExtentKey
@@ -134,3 +134,15 @@ def test_changes_inside_of_swap_are_not_sent_while_they_are_left_out(
     }
     assert sent == {2, 3} - skipped
     assert EXTENT >= SIZE
+
+
+def test_what_an_earlier_agent_left_out_is_sent_when_nothing_is_to_be_left_out(tmp_path: Path) -> None:
+    assert NullMask(tmp_path).resume()
+    for disk in range(2):
+        (tmp_path / f"left-out.{disk}.bin").write_bytes(FreeRuns().pack())
+    mask = NullMask(tmp_path)
+    assert not mask.resume()
+    mask.begin(0)
+    assert not mask.resume(), "the other disk still lacks it"
+    mask.begin(1)
+    assert NullMask(tmp_path).resume()

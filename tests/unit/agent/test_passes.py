@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fleetlift_agent.extents import EXTENT, Range, coalesce, data_bytes, zero_bytes
-from fleetlift_agent.passes import PassWork, WholeDisks, worth_another_pass
+from fleetlift_agent.passes import NothingNew, PassWork, WholeDisks, worth_another_pass
 from fleetlift_agent.wire import ExtentKey
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,4 +138,30 @@ def test_what_changed_while_an_extent_was_open_is_read_once_more() -> None:
     assert work.take() == (owed, ((0, EXTENT),))
     assert work.take() is None
     work.finish(owed)
+    assert work.wait(0)
+
+
+def test_disk_that_is_owed_again_and_again_is_handed_out_once() -> None:
+    """A link that is cut all the time: what was sent meanwhile is not lacking any more."""
+    sizes = [10 * EXTENT]
+    lacking = {ExtentKey(0, extent) for extent in range(10)}
+    work = PassWork(1, "delta", NothingNew(), sizes)
+    handed_out = []
+    for _cut in range(20):
+        work.redo([], [0], lacking.__contains__)
+        for _extent in range(2):
+            taken = work.take()
+            if taken is not None:
+                assert taken[1] == ((0, EXTENT),)
+                handed_out.append(taken[0])
+        if handed_out[-1] in lacking:
+            # Of the two only the first was acknowledged.
+            work.finish(handed_out[-2])
+            lacking.discard(handed_out[-2])
+        work.requeue_open()
+    while (taken := work.take()) is not None:
+        work.finish(taken[0])
+        lacking.discard(taken[0])
+    assert not lacking
+    assert len(handed_out) <= 40
     assert work.wait(0)

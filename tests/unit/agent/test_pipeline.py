@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import queue
 import tempfile
 import threading
 import time
@@ -26,6 +27,7 @@ from fleetlift_agent.mask import NullMask
 from fleetlift_agent.passes import NothingNew, PassWork, Ranges, WholeDisks
 from fleetlift_agent.reader import BufferPool
 from fleetlift_agent.sender import Cancelled, Losses, Pipeline, Replicator, Route, SenderDisk, pool_size
+from fleetlift_agent.sender import Session as SenderSession
 from fleetlift_agent.wire import ExtentKey
 from loop_pair import wait_for
 
@@ -343,19 +345,21 @@ class Interrupted(Replicator):
         raise Cancelled
 
 
-def test_what_is_owed_stays_so_when_its_pass_is_given_up() -> None:
-    hashes = HashPool(pool_size(4))
-    route = Route("192.0.2.1", 443, None, 4, 60.0)  # type: ignore[arg-type]
-    subject = Interrupted(
+def interrupted(extents: int, *, scanning: bool) -> Interrupted:
+    return Interrupted(
         migration="web1",
-        disks=[SenderDisk("d0", Source(9), "serial")],
-        route=route,
+        disks=[SenderDisk("d0", Source(extents), "serial")],
+        route=Route("192.0.2.1", 443, None, 4, 60.0),  # type: ignore[arg-type]
         bucket=TokenBucket(None),
         stalled=lambda _reason: None,
         mask=NullMask(),
-        scanning=lambda _disk: False,
-        hashes=hashes,
+        scanning=lambda _disk: scanning,
+        hashes=HashPool(pool_size(4)),
     )
+
+
+def test_what_is_owed_stays_so_when_its_pass_is_given_up() -> None:
+    subject = interrupted(9, scanning=False)
     losses = Losses()
     for extent in (2, 5, 7):
         losses.lost.add(0, extent)
@@ -369,3 +373,38 @@ def test_what_is_owed_stays_so_when_its_pass_is_given_up() -> None:
         assert still < owed and len(still) == left
         assert subject.owes == bool(left)
         owed = still
+
+
+class CutWhileTelling(SenderSession):
+    """A session that ends after the first answer of a receiver that has forgotten everything."""
+
+    def __init__(self, disks: list[SenderDisk]) -> None:
+        self._disks = disks
+        self.connections = [Connection()]  # type: ignore[list-item]
+        self._digests = queue.SimpleQueue()
+        self._answers = iter([wire.Digests(ExtentKey(0, 0), bytes(32 * wire.MAX_DIGESTS))])
+
+    def _await(self, answers: Any, cancelled: Callable[[], bool] = lambda: False) -> Any:
+        for answer in self._answers:
+            return answer
+        raise ConnectionLost("cut")
+
+
+def test_losses_that_were_told_before_the_session_ended_are_owed() -> None:
+    """The disk is being gone through, and these extents were done; in the next session nobody would miss them."""
+    subject = interrupted(wire.MAX_DIGESTS + 1, scanning=True)
+    for extent in (3, 4):
+        subject.disks[0].confirm(extent, b"x" * 32, b"")
+    with pytest.raises(ConnectionLost):
+        subject._pull_digests(CutWhileTelling(list(subject.disks)), Losses())
+    assert sorted(key.extent for key in subject._owed.keys) == [3, 4]
+
+
+@pytest.mark.parametrize("all_unknown", [False, True])
+def test_what_the_target_never_held_is_owed_to_a_verification(all_unknown: bool) -> None:
+    """Elsewhere it comes in its turn, where the disk is gone through anyhow."""
+    subject = interrupted(3, scanning=True)
+    losses = Losses()
+    losses.unknown.add(0, 1)
+    subject._owe(losses, all_unknown=all_unknown)
+    assert subject.owes == all_unknown

@@ -410,7 +410,7 @@ def test_an_instance_that_cannot_be_made_again_is_never_trusted(
         raise OSError(errno.EPERM, "lockdown")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracker._instance, "create", refused)
+        patch.setattr(tracker._instance, "trace", refused)
         (tracker._instance.path / "tracing_on").write_text("0")
         for _round in range(3):
             tracker.drain()
@@ -422,6 +422,33 @@ def test_an_instance_that_cannot_be_made_again_is_never_trusted(
     finish_pass(tracker)
     tracker.drain()
     assert tracker.state().rescan == []
+
+
+def test_a_ring_that_could_not_be_opened_is_never_trusted(
+    tracker: ChangeTracker, disk: TrackedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The instance is made anew and looks sound, but nobody reads what it holds."""
+    rings = list(tracker._instance.rings())
+
+    def none_left() -> Iterator[Path]:
+        yield rings[0]
+        raise OSError(errno.EMFILE, "too many open files")
+
+    tracker._close_rings()
+    tracker._instance.remove()
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker._instance, "rings", none_left)
+        for _round in range(3):
+            tracker.drain()
+            assert tracker.state().rescan == ["d0"]
+            finish_pass(tracker)
+    tracker.drain()
+    assert tracker.state().rescan == ["d0"]
+    finish_pass(tracker)
+    write(disk.device, 2 * EXTENT)
+    tracker.drain()
+    assert tracker.state().rescan == []
+    assert finish_pass(tracker) == {(2 * EXTENT, 4096)}
 
 
 def test_a_ring_that_was_cleared_is_not_trusted(tracker: ChangeTracker, disk: TrackedDisk) -> None:
@@ -548,6 +575,8 @@ def test_another_boot_or_another_disk_starts_anew(
     with killed_agent(tmp_path / "agent", disk):
         grown = TrackedDisk(disk.id, disk.device, disk.number, disk.size + 512)
         assert ChangeTracker.attach(tmp_path / "agent", "unit", [grown]) is None
+        elsewhere = TrackedDisk.open(disk.id, disk.device, disk.size, "another target")
+        assert ChangeTracker.attach(tmp_path / "agent", "unit", [elsewhere]) is None
         # Where nothing else tells: what was away has counted nothing since.
         record = tmp_path / "agent/dirty/tracker.json"
         kept = record.read_text()

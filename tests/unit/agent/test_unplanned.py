@@ -117,6 +117,9 @@ def test_another_disk_with_the_path_of_one_that_stays_behind(
         subject = looked_at(host, planned, "/dev/sdb")
         assert subject.in_use() == []
         (host.sys / "block/sdb/diskseq").write_text("9\n")
+        # Plugged in again.
+        assert subject.in_use() == []
+        (host.sys / "block/sdb/serial").write_text("another\n")
         assert [disk["device"] for disk in subject.in_use()] == ["/dev/sdb"]
 
 
