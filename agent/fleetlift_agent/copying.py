@@ -114,10 +114,9 @@ class Copy:
         if self._tracker is None:
             self._tracker = self._open_tracker()
             if self._tracker.state().attached and not self._mask.resume():
-                for number in range(len(self._disks)):
-                    self._tracker.rescan(number)
+                self._rescan_all(self._tracker)
             # What an earlier agent tracked to the end needs no initial sync.
-            self._synced_once = not any(self._tracker.scanning(number) for number in range(len(self._disks)))
+            self._synced_once = not self._scanned(self._tracker)
             self._look()
         return self._tracker
 
@@ -197,6 +196,10 @@ class Copy:
             tracker.give_back()
             raise
         tracker.settle()
+
+    def _rescan_all(self, tracker: Tracker) -> None:
+        for number in range(len(self._disks)):
+            tracker.rescan(number)
 
     def _scanned(self, tracker: Tracker) -> set[int]:
         return {number for number in range(len(self._disks)) if tracker.scanning(number)}
@@ -309,8 +312,7 @@ class Copy:
         self._mask.conclude(tracker.mark, frozen=frozen)
         if self._audit_wanted and self.tracking:
             log.warning("changes were tracked and nobody has seen that to be right: the last pass reads everything")
-            for number in range(len(self._disks)):
-                tracker.rescan(number)
+            self._rescan_all(tracker)
 
     def finish(self, *, frozen: bool, cancelled: Cancellation) -> None:
         """The last pass. Raises SOURCE_KEEPS_CHANGING when a frozen source does not come to rest."""

@@ -94,8 +94,8 @@ class PassWork:
         self._again: dict[ExtentKey, None] = {}
         # Of these the whole extent is wanted, whatever the source says.
         self._whole: set[ExtentKey] = set()
-        self._whole_disks: set[int] = set()
-        self._disks_again: dict[int, Iterator[ExtentKey]] = {}
+        # And of these disks: what of them is still to be handed out.
+        self._whole_disks: dict[int, Iterator[ExtentKey]] = {}
         # With the bytes that each counts.
         self._open: dict[ExtentKey, int] = {}
         self._exhausted = False
@@ -154,9 +154,8 @@ class PassWork:
                     self.total += self._everything.ranges(key)[0][1]
                 self._exhausted = False
             for disk in disks:
-                self._whole_disks.add(disk)
                 # Once, however often the connection is lost meanwhile: what was sent since is not lacking any more.
-                self._disks_again[disk] = filter(lacks, self._everything.of_disk(disk))
+                self._whole_disks[disk] = filter(lacks, self._everything.of_disk(disk))
                 self._exhausted = False
 
     def _next(self) -> ExtentKey | None:
@@ -164,7 +163,7 @@ class PassWork:
         if key is not None:
             del self._again[key]
             return key
-        for key in itertools.chain(self._coming, *self._disks_again.values()):
+        for key in itertools.chain(self._coming, *self._whole_disks.values()):
             if key not in self._open:
                 return key
             # Handed out again before the pass reached it in its order, and not finished yet: what changed meanwhile was

@@ -273,7 +273,7 @@ class Worker:
         disk = self._disk(write.key.disk, write.key.extent)
         extent = write.key.extent
         length = disk.length(extent)
-        end = max((part.first + part.count for part in write.ranges), default=0)
+        end = write.ranges[-1].first + write.ranges[-1].count if write.ranges else 0
         if end > sub_block_count(length) or write.raw_length != data_bytes(write.ranges, length):
             raise wire.malformed("the ranges of a write do not fit its extent or its content")
         content = self._content[: write.raw_length]

@@ -49,6 +49,17 @@ def mounted(device: Path, mountpoint: Path) -> Iterator[Path]:
         run("umount", mountpoint)
 
 
+@contextmanager
+def volume_in_use(host: HostTree, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A volume on sda that is mounted: its directory in /sys, and where."""
+    with loop_device(tmp_path / "volume", 16 * MIB) as device:
+        volume = host.add_disk("dm-0", device, "")
+        (host.sys / "block/sda/holders/dm-0").symlink_to(volume)
+        run("mkfs.ext4", "-q", device)
+        with mounted(device, tmp_path / "data") as mountpoint:
+            yield volume, mountpoint
+
+
 def looked_at(host: HostTree, planned: Path, *left_behind: str) -> UnplannedDisks:
     # The mounts are this process's own.
     return UnplannedDisks([planned], left_behind, sys=host.sys)
@@ -76,15 +87,11 @@ def test_disk_that_joins_a_volume_in_use_is_refused(
     host: HostTree, planned: Path, newcomer: Path, tmp_path: Path
 ) -> None:
     """As when a volume group is extended by a new disk: its volume is mounted, the disk itself is not."""
-    with loop_device(tmp_path / "volume", 16 * MIB) as device:
-        volume = host.add_disk("dm-0", device, "")
-        (host.sys / "block/sda/holders/dm-0").symlink_to(volume)
-        run("mkfs.ext4", "-q", device)
-        with mounted(device, tmp_path / "data") as mountpoint:
-            subject = looked_at(host, planned)
-            assert subject.in_use() == []
-            (host.sys / "block/sdb/holders/dm-0").symlink_to(volume)
-            assert subject.in_use() == [{"device": "/dev/sdb", "mounts": [str(mountpoint)]}]
+    with volume_in_use(host, tmp_path) as (volume, mountpoint):
+        subject = looked_at(host, planned)
+        assert subject.in_use() == []
+        (host.sys / "block/sdb/holders/dm-0").symlink_to(volume)
+        assert subject.in_use() == [{"device": "/dev/sdb", "mounts": [str(mountpoint)]}]
 
 
 def test_another_path_to_a_planned_disk_is_none_of_its_own(host: HostTree, newcomer: Path, tmp_path: Path) -> None:
@@ -126,16 +133,12 @@ def test_another_disk_with_the_path_of_one_that_stays_behind(
 def test_disk_that_stays_behind_may_not_join_a_volume_that_is_migrated(
     host: HostTree, planned: Path, newcomer: Path, tmp_path: Path
 ) -> None:
-    with loop_device(tmp_path / "volume", 16 * MIB) as device:
-        volume = host.add_disk("dm-0", device, "")
-        (host.sys / "block/sda/holders/dm-0").symlink_to(volume)
-        run("mkfs.ext4", "-q", device)
-        with mounted(device, tmp_path / "data"):
-            before = looked_at(host, planned, "/dev/sdb")
-            (host.sys / "block/sdb/holders/dm-0").symlink_to(volume)
-            assert [disk["device"] for disk in before.in_use()] == ["/dev/sdb"]
-            # Accepted as it is now.
-            assert looked_at(host, planned, "/dev/sdb").in_use() == []
+    with volume_in_use(host, tmp_path) as (volume, _mountpoint):
+        before = looked_at(host, planned, "/dev/sdb")
+        (host.sys / "block/sdb/holders/dm-0").symlink_to(volume)
+        assert [disk["device"] for disk in before.in_use()] == ["/dev/sdb"]
+        # Accepted as it is now.
+        assert looked_at(host, planned, "/dev/sdb").in_use() == []
 
 
 def test_device_that_vanishes_while_it_is_looked_at_does_not_hide_its_disk(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from ansible_collections.fleetlift.cvm.plugins.module_utils.source_facts import (
     HEAD_BYTES,
+    NO_DISK,
     TAIL_BYTES,
     Signature,
     find_disks,
@@ -28,6 +29,7 @@ from ansible_collections.fleetlift.cvm.plugins.module_utils.source_facts import 
     partition_table,
     signature,
 )
+from fleetlift_agent import unplanned
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -294,6 +296,11 @@ def test_partitions_volumes_and_swap_belong_to_their_disk() -> None:
     assert disk["swap"] == ["/dev/dm-1"]
     assert disk["system"] is True
     assert disk["mounted"] is True
+
+
+def test_agent_takes_the_same_devices_for_disks() -> None:
+    """It runs on its own there, and cannot ask us."""
+    assert unplanned.NO_DISK.pattern == NO_DISK.pattern
 
 
 def test_partitions_of_a_raid_belong_to_its_disks() -> None:
